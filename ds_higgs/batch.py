@@ -1,0 +1,95 @@
+"""One micro-batch, split once into what the model may see and what only the loss may see."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+IGNORE_INDEX = -100
+
+# The label-free tensor arguments of HiggsAudioModel.forward (boson_multimodal 0.1.1).
+MODEL_INPUT_NAMES = (
+    "input_ids",  # [batch, seq] int64
+    "attention_mask",  # [batch, seq] int64
+    "audio_features",  # [num_audio_in, mel_bins, mel_frames] float32, with a Whisper tower only
+    "audio_feature_attention_mask",  # [num_audio_in, mel_frames]
+    "audio_in_ids",  # [codebooks, audio_in_frames] int64
+    "audio_in_ids_start",  # [num_audio_in] int64
+    "audio_out_ids",  # [codebooks, audio_out_frames] int64
+    "audio_out_ids_start",  # [num_audio_out] int64
+    "audio_out_ids_start_group_loc",  # [num_audio_out] int64
+)
+
+
+class ModelInputs(Mapping[str, torch.Tensor]):
+    """Keyword arguments of HiggsAudioModel.forward that cannot hold a label.
+
+    Arguments whose value is None are left out.
+
+    Raises:
+        TypeError: for any name that is not in MODEL_INPUT_NAMES (labels above all).
+    """
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, **tensors: torch.Tensor | None):
+        forbidden = sorted(set(tensors) - set(MODEL_INPUT_NAMES))
+        if forbidden:
+            raise TypeError(f"not a label-free input of HiggsAudioModel.forward: {', '.join(forbidden)}")
+        self._tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def to(self, device: torch.device | str) -> "ModelInputs":
+        """Copy to `device`, asynchronously where the source is pinned."""
+        return ModelInputs(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.items()})
+
+    def pin_memory(self) -> "ModelInputs":
+        return ModelInputs(**{name: tensor.pin_memory() for name, tensor in self.items()})
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Targets as the collator lays them out: not shifted, IGNORE_INDEX where nothing is learned.
+
+    text: [batch, seq] int64, aligned with `input_ids` (placeholders not expanded).
+    audio: [codebooks, audio_out_frames] int64, aligned with `audio_out_ids`; every segment begins with IGNORE_INDEX
+        in all codebooks, so that a shift over the concatenation never crosses segments.
+    """
+
+    text: torch.Tensor
+    audio: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "Labels":
+        return Labels(self.text.to(device, non_blocking=True), self.audio.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Labels":
+        return Labels(self.text.pin_memory(), self.audio.pin_memory())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A collated micro-batch on its way from the data loader to the loss.
+
+    sample_ids: one per sample, "FILE:INDEX" as in the manifest, for error reports.
+    num_tokens: positions of the expanded sequence that hold a token (padding left out).
+    """
+
+    model_inputs: ModelInputs
+    labels: Labels
+    sample_ids: tuple[str, ...]
+    num_tokens: int
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(self.model_inputs.to(device), self.labels.to(device), self.sample_ids, self.num_tokens)
+
+    def pin_memory(self) -> "Batch":
+        """Called by the data loader's pinning thread."""
+        return Batch(self.model_inputs.pin_memory(), self.labels.pin_memory(), self.sample_ids, self.num_tokens)

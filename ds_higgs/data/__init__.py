@@ -1,0 +1,1 @@
+"""From a manifest to label-free batches of codes."""

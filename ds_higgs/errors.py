@@ -1,0 +1,12 @@
+"""What the user can get wrong, as one exception type that the command line turns into exit status 2."""
+
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """The user's input is wrong: the message names the file and line or the key, what was found and what was expected."""
+
+    @classmethod
+    def from_problems(cls, title: str, problems: Iterable[str]) -> "UserError":
+        """Report every problem at once, one per line below `title`."""
+        return cls("\n".join([title, *(f"  - {problem}" for problem in problems)]))
