@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """The user's input is wrong: the message names the file and line or the key, what was found and what was expected."""
+    """The input is wrong: the message names the file and line or the key, what was found and what was expected."""
 
     @classmethod
     def from_problems(cls, title: str, problems: Iterable[str]) -> "UserError":
