@@ -1,0 +1,201 @@
+"""Finds a base checkpoint (a folder or a hub repository) and loads its config, tokenizer and model."""
+
+import json
+from pathlib import Path
+
+import torch
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ds_higgs.errors import UserError
+from ds_higgs.model.signature import check_model_class
+
+RELEASED_REPOSITORY = "bosonai/higgs-audio-v2-generation-3B-base"
+# The last revision in the format that boson_multimodal reads: on 2026-04-04 the repository was overwritten in place
+# with that of transformers >= 5.3.
+ORIGINAL_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
+NATIVE_MODEL_TYPE = "higgs_audio_v2"
+
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+_DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.txt", "codec/*"]
+
+
+def resolve_base(base: str, revision: str | None) -> Path:
+    """The folder of a base checkpoint: `base` itself if it is one, else a snapshot of the hub repository `base`.
+
+    Of the released repository, revision None means the pinned one in the original format.
+
+    Raises:
+        UserError: if `base` is neither, cannot be downloaded, or holds no Higgs Audio checkpoint.
+    """
+    folder = Path(base).expanduser()
+    if not folder.exists():
+        folder = _download(base, revision)
+    _check_is_higgs_checkpoint(folder)
+    return folder
+
+
+def read_model_config(base: Path) -> HiggsAudioConfig:
+    """Read `base`/config.json."""
+    return HiggsAudioConfig.from_pretrained(base, local_files_only=True)
+
+
+def released_model_config() -> HiggsAudioConfig:
+    """The released checkpoint's config, which comes with this package."""
+    return HiggsAudioConfig.from_json_file(str(Path(__file__).with_name("released_config.json")))
+
+
+def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from `base`'s own files.
+
+    Raises:
+        UserError: if the files are missing or unreadable, or the audio tokens' ids differ from config.json's.
+    """
+    if not (base / "tokenizer_config.json").is_file():
+        raise UserError(f"{base}: the tokenizer is missing: expected tokenizer_config.json and tokenizer.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises no narrower class
+        raise UserError(f"{base}: the tokenizer cannot be loaded: {error}") from error
+    config = read_model_config(base)
+    for token, key in (
+        (config.audio_in_token, "audio_in_token_idx"),
+        (config.audio_out_token, "audio_out_token_idx"),
+        (config.audio_out_bos_token, "audio_out_bos_token_id"),
+        (config.audio_eos_token, "audio_eos_token_id"),
+    ):
+        found = tokenizer.get_vocab().get(token)
+        if found != getattr(config, key):
+            raise UserError(
+                f"{base}: tokenizer and config.json do not belong together: "
+                f"{token} is {found} in the tokenizer, config.json has {key} = {getattr(config, key)}"
+            )
+    return tokenizer
+
+
+def load_model(base: Path, *, dtype: torch.dtype, attention: str = "sdpa", allow_fork: bool = False) -> HiggsAudioModel:
+    """Load the model of `base` on the CPU (or where an active DeepSpeed ZeRO-3 context puts it), in training mode.
+
+    Args:
+        attention: "sdpa", "eager" or "flash_attention_2".
+
+    Raises:
+        UserError: for a model class that is not boson_multimodal's (before weights are read), unreadable weight
+            files, and weights that do not fit config.json.
+    """
+    check_model_class(HiggsAudioModel, allow_fork=allow_fork)
+    _check_weights_fit(base)
+    model = HiggsAudioModel.from_pretrained(
+        base,
+        torch_dtype=dtype,
+        attn_implementation=attention,
+        local_files_only=True,
+        use_safetensors=True,
+        low_cpu_mem_usage=not is_deepspeed_zero3_enabled(),  # transformers refuses it under ZeRO-3
+    )
+    return model.train()
+
+
+def build_meta_model(config: HiggsAudioConfig) -> HiggsAudioModel:
+    """The model on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return HiggsAudioModel(config)
+
+
+def _check_weights_fit(base: Path) -> None:
+    """Compare names and shapes in the weight files' headers with the model of config.json.
+
+    transformers cannot be asked: with `low_cpu_mem_usage` its loading info leaves out missing weights that have the
+    shape of another one, and those stay uninitialised.
+    """
+    expected = {
+        name: tuple(weight.shape) for name, weight in build_meta_model(read_model_config(base)).state_dict().items()
+    }
+    found = _read_stored_shapes(base)
+    problems = [f"missing: {name}" for name in expected if name not in found]
+    problems += [f"not in the model: {name}" for name in found if name not in expected]
+    problems += [
+        f"{name}: found shape {shape}, expected {expected[name]}"
+        for name, shape in found.items()
+        if shape != expected.get(name, shape)
+    ]
+    if problems:
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise UserError.from_problems(f"{base}: the weights do not fit config.json:", problems[:20] + more)
+
+
+def _read_stored_shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _list_weight_files(base):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: the weights cannot be read: {error}") from error
+    return shapes
+
+
+def _list_weight_files(base: Path) -> list[Path]:
+    single, index = (base / name for name in _WEIGHT_FILES)
+    if single.is_file():
+        return [single]
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted({base / file for file in weight_map.values()})
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index}: not an index of weight files: {error!r}") from error
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    if revision is None and repository == RELEASED_REPOSITORY:
+        revision = ORIGINAL_REVISION
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOADED_FILES))
+    except HFValidationError as error:
+        raise UserError(f"{repository}: no such folder, and not a hub repository's name (owner/name)") from error
+    except (RevisionNotFoundError, GatedRepoError, RepositoryNotFoundError) as error:
+        reason = {
+            RevisionNotFoundError: f"has no revision {revision}",
+            GatedRepoError: "is gated: accept its terms on the hub and log in with `huggingface-cli login`",
+        }.get(type(error), "does not exist on the hub, or is private")
+        raise UserError(f"{repository}: no such folder, and the hub repository {reason}") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{repository}: no such folder, and it cannot be downloaded from the hub ({error}); "
+            "expected a folder with a Higgs Audio v2 checkpoint or a hub repository that can be reached"
+        ) from error
+
+
+def _check_is_higgs_checkpoint(folder: Path) -> None:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"{folder}: not a Higgs Audio checkpoint: it has no config.json")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        model_type = config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{config_file}: not a JSON object: {error}") from error
+    if model_type == NATIVE_MODEL_TYPE:
+        raise UserError(
+            f"{config_file}: this checkpoint has the format of transformers >= 5.3 (model_type {NATIVE_MODEL_TYPE}), "
+            f"which boson_multimodal cannot load; expected the original format, model_type "
+            f"{HiggsAudioConfig.model_type}: revision {ORIGINAL_REVISION} of {RELEASED_REPOSITORY}"
+        )
+    if model_type != HiggsAudioConfig.model_type:
+        raise UserError(
+            f"{config_file}: not a Higgs Audio checkpoint: model_type is {model_type!r}, "
+            f"expected {HiggsAudioConfig.model_type!r}"
+        )
+    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+        raise UserError(f"{folder}: no weights: expected {' or '.join(_WEIGHT_FILES)}")
