@@ -119,9 +119,8 @@ def _check_weights_fit(base: Path) -> None:
     transformers cannot be asked: with `low_cpu_mem_usage` its loading info leaves out missing weights that have the
     shape of another one, and those stay uninitialised.
     """
-    expected = {
-        name: tuple(weight.shape) for name, weight in build_meta_model(read_model_config(base)).state_dict().items()
-    }
+    meta_model = build_meta_model(read_model_config(base))
+    expected = {name: tuple(weight.shape) for name, weight in meta_model.state_dict().items()}
     found = _read_stored_shapes(base)
     problems = [f"missing: {name}" for name in expected if name not in found]
     problems += [f"not in the model: {name}" for name in found if name not in expected]

@@ -32,7 +32,7 @@ def test_sharded_weights_are_loaded_and_a_lost_shard_is_reported(tiny_base: Path
     sharded = load_model(resolve_base(str(base_copy), None), dtype=torch.float32)
     assert all(torch.equal(weight, sharded.state_dict()[name]) for name, weight in model.state_dict().items())
     next(base_copy.glob("model-00002*")).unlink()
-    with pytest.raises(UserError, match="model-00002.*cannot be read"):
+    with pytest.raises(UserError, match=r"model-00002.*cannot be read"):
         load_model(base_copy, dtype=torch.float32)
 
 
