@@ -1,0 +1,67 @@
+"""Which checkpoint a run goes on from: every file of it is verified, and all ranks agree."""
+
+import logging
+from pathlib import Path
+
+from ds_higgs.checkpoint import collective
+from ds_higgs.checkpoint.folders import checkpoints_folder, clean_up, list_checkpoints, set_all_aside
+from ds_higgs.checkpoint.marker import MarkerError, find_damage, read_marker
+from ds_higgs.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def find_checkpoint(run_dir: Path, *, resume: str) -> Path | None:
+    """The checkpoint to go on from, or None to start at step 0. Called by every rank.
+
+    resume: "auto" takes the newest complete one of the run and names those it refuses; "never" moves the run's old
+        checkpoints to `checkpoints/superseded/`; anything else is a path: a checkpoint, or a run's folder, whose
+        newest one is taken.
+
+    Raises:
+        UserError: a path that is no complete, undamaged checkpoint, naming the file that is wrong.
+    """
+    folder = checkpoints_folder(run_dir)
+    if resume == "never":
+        collective.on_rank_zero(lambda: set_all_aside(folder))
+        return None
+    if resume == "auto":
+        collective.on_rank_zero(lambda: clean_up(folder))
+        return _newest_usable(folder)
+    return _explicit(Path(resume))
+
+
+def verify_checkpoint(path: Path) -> list[str]:
+    """What is wrong with a checkpoint: each rank hashes its share of the files, and all ranks get all problems."""
+    problems: list[str] = []
+    try:
+        marker = read_marker(path)
+        names = sorted(marker.files)[collective.rank() :: collective.world_size()]
+        problems = find_damage(path, {name: marker.files[name] for name in names})
+    except MarkerError as error:
+        problems = [str(error)]
+    by_rank = collective.gather(problems)
+    return sorted({problem for rank_problems in by_rank for problem in rank_problems})
+
+
+def _newest_usable(folder: Path) -> Path | None:
+    for path in collective.on_rank_zero(lambda: list_checkpoints(folder)):
+        problems = verify_checkpoint(path)
+        if not problems:
+            return path
+        if collective.rank() == 0:
+            logger.warning("refused the checkpoint %s: %s", path.name, "; ".join(problems))
+    return None
+
+
+def _explicit(path: Path) -> Path:
+    if checkpoints_folder(path).is_dir():
+        usable = _newest_usable(checkpoints_folder(path))
+        if usable is None:
+            raise UserError(f"checkpoint.resume: {path} holds no complete checkpoint")
+        return usable
+    if not path.is_dir():
+        raise UserError(f"checkpoint.resume: {path} does not exist; expected auto, never or a checkpoint's folder")
+    if problems := verify_checkpoint(path):
+        raise UserError.from_problems(f"checkpoint.resume: {path} cannot be used:", problems)
+    return path

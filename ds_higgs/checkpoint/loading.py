@@ -1,0 +1,98 @@
+"""Load a verified checkpoint into a DeepSpeed engine, strictly, without letting it override the config."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors
+import torch
+
+from ds_higgs.checkpoint import collective
+from ds_higgs.checkpoint.finding import verify_checkpoint
+from ds_higgs.checkpoint.marker import Marker, read_marker
+from ds_higgs.checkpoint.saving import STATE_NAME, rank_state_name
+from ds_higgs.checkpoint.trainable import check_same_trainable, engine_precision, list_trainable
+from ds_higgs.errors import UserError
+
+# What a param group's config is, as against its state (FusedAdam keeps `step` there): the config's values win.
+_HYPERPARAMETERS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
+
+
+def load_checkpoint(engine, path: Path, *, fixed: Mapping[str, object] | None = None) -> tuple[dict, dict | None]:
+    """Bring `engine` to where `save_checkpoint` left it. Called by every rank.
+
+    Learning rate, betas, weight decay and clipping stay as the engine was configured.
+
+    Args:
+        fixed: what may not differ from the checkpoint's, by config key; not compared when None.
+
+    Returns:
+        `state` as it was saved, and this rank's `rank_state`, or None where the number of ranks changed.
+
+    Raises:
+        UserError: the checkpoint is incomplete or damaged (naming the file), or is of another base checkpoint, LoRA
+            shape, ZeRO stage or precision (naming each difference).
+    """
+    if problems := verify_checkpoint(path):
+        raise UserError.from_problems(f"the checkpoint {path} cannot be used:", problems)
+    marker = read_marker(path)
+    _check_fits(engine, marker, path, fixed)
+    with _configured_values_kept(engine):
+        engine.load_checkpoint(str(path.parent), tag=path.name, custom_load_fn=_StrictLoad(marker))
+    same_ranks = marker.world_size == collective.world_size()
+    rank_state = decode_rank_state(path / rank_state_name(collective.rank())) if same_ranks else None
+    return json.loads((path / STATE_NAME).read_bytes()), rank_state
+
+
+def decode_rank_state(path: Path) -> dict:
+    """Undo `encode_rank_state`."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        return {**tensors, **json.loads(file.metadata()["json"])}
+
+
+class _StrictLoad:
+    """DeepSpeed's hook for the module's weights: all trainable keys of the checkpoint, and buffers, nothing else."""
+
+    def __init__(self, marker: Marker):
+        self._trainable = {name for name, _ in marker.trainable}
+
+    def __call__(self, *, src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
+        incompatible = dst.load_state_dict(src, strict=False)
+        missing = sorted(self._trainable & set(incompatible.missing_keys))
+        if missing or incompatible.unexpected_keys:
+            raise UserError(
+                f"the checkpoint's weights do not fit: missing {missing}, unexpected {incompatible.unexpected_keys}"
+            )
+
+
+def _check_fits(engine, marker: Marker, path: Path, fixed: Mapping[str, object] | None) -> None:
+    saved = {"zero.stage": marker.zero_stage, "zero.precision": marker.precision}
+    now: dict = {"zero.stage": engine.zero_optimization_stage(), "zero.precision": engine_precision(engine)}
+    if fixed is not None:
+        saved |= marker.fixed
+        now |= json.loads(json.dumps(fixed))  # tuples become lists, as they did in the marker
+    differences = [
+        f"{key}: {saved.get(key)!r} in the checkpoint, {now.get(key)!r} now"
+        for key in sorted(set(saved) | set(now))
+        if saved.get(key) != now.get(key)
+    ]
+    if differences:
+        raise UserError.from_problems(f"{path} was saved with other settings, which may not change:", differences)
+    check_same_trainable(saved=marker.trainable, current=list_trainable(engine), where=str(path))
+    if marker.world_size != collective.world_size():
+        raise UserError(f"{path} is of {marker.world_size} ranks; this run has {collective.world_size()}")
+
+
+@contextmanager
+def _configured_values_kept(engine) -> Iterator[None]:
+    """DeepSpeed's load takes learning rate, decay and clipping from the checkpoint: put the config's back."""
+    groups = engine.optimizer.param_groups
+    configured = [{key: group[key] for key in _HYPERPARAMETERS if key in group} for group in groups]
+    clip_grad = getattr(engine.optimizer, "clip_grad", None)
+    yield
+    for group, values in zip(engine.optimizer.param_groups, configured, strict=True):
+        group.update(values)
+    if clip_grad is not None:
+        engine.optimizer.clip_grad = clip_grad

@@ -1,0 +1,162 @@
+"""What every rank of test_checkpoint_engine runs: save, go on, load into a fresh engine, go on again, compare.
+
+    torchrun --nproc_per_node 2 tests/integration/checkpoint_worker.py CASE FOLDER STAGE PRECISION
+
+Each case ends with status 0 when it holds and raises otherwise.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import deepspeed
+import pytest
+import torch
+import torch.distributed.tensor  # peft looks it up without importing it
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from ds_higgs.checkpoint import (
+    CheckpointSaveError,
+    capture_random_state,
+    find_checkpoint,
+    load_checkpoint,
+    restore_random_state,
+    save_checkpoint,
+)
+from ds_higgs.errors import UserError
+
+FIXED = {"model.base": "tiny", "lora.rank": 4}
+
+
+class Net(nn.Module):
+    """Two frozen layers under LoRA with dropout, odd sizes so that ZeRO pads its partitions."""
+
+    def __init__(self, rank: int, targets: tuple[str, ...]):
+        super().__init__()
+        base = nn.Sequential()
+        base.up, base.act, base.down = nn.Linear(7, 13, bias=False), nn.Tanh(), nn.Linear(13, 5, bias=False)
+        lora = LoraConfig(r=rank, lora_alpha=8, lora_dropout=0.3, target_modules=list(targets))
+        self.peft_model = get_peft_model(base, lora)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.peft_model(x).float().square().mean()
+
+
+def build_engine(stage: int, precision: str, *, lr: float = 1e-2, clip: float = 1.0, rank=4, targets=("up", "down")):
+    torch.manual_seed(0)
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": {"type": "AdamW", "params": {"lr": lr, "torch_adam": True}},
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": precision == "bf16"},
+        "gradient_clipping": clip,
+    }
+    model = Net(rank, targets)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return deepspeed.initialize(model=model, model_parameters=trained, config=config)[0]
+
+
+def train(engine, steps: range) -> list[float]:
+    """Losses of some steps; a step's data depends on the step and the rank alone."""
+    losses = []
+    for step in steps:
+        generator = torch.Generator().manual_seed(100 * step + engine.global_rank)
+        x = torch.randn(2, 7, generator=generator)
+        loss = engine(x.bfloat16() if engine.bfloat16_enabled() else x)
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return losses
+
+
+def save(engine, run_dir: Path, step: int) -> Path:
+    return save_checkpoint(
+        engine,
+        run_dir,
+        step=step,
+        state={"step": step, "position": [step, 2 * step]},
+        rank_state=capture_random_state(),
+        keep_latest=2,
+        fixed=FIXED,
+    )
+
+
+def resume(engine, path: Path) -> dict:
+    state, rank_state = load_checkpoint(engine, path, fixed=FIXED)
+    restore_random_state(rank_state)
+    return state
+
+
+def resume_is_exact(run_dir: Path, stage: int, precision: str) -> None:
+    engine = build_engine(stage, precision)
+    train(engine, range(3))
+    path = save(engine, run_dir, 3)
+    expected = train(engine, range(3, 7))
+    again = build_engine(stage, precision)
+    train(again, range(1))
+    assert find_checkpoint(run_dir, resume="auto") == path
+    assert resume(again, path) == {"step": 3, "position": [3, 6]}
+    assert train(again, range(3, 7)) == expected
+    assert again.global_steps == 7
+
+
+def frozen_weights_are_left_out(run_dir: Path, stage: int, precision: str) -> None:
+    path = save(build_engine(stage, precision), run_dir, 1)
+    for file in path.glob("*model_states.pt"):
+        names = torch.load(file, weights_only=False)["module"]
+        assert names, file
+        assert all("lora_" in name for name in names), names
+    assert not [entry.name for entry in path.parent.iterdir() if entry.suffix == ".py"]
+
+
+def config_wins(run_dir: Path, stage: int, precision: str) -> None:
+    path = save(build_engine(stage, precision, lr=1e-2, clip=1.0), run_dir, 1)
+    engine = build_engine(stage, precision, lr=5e-4, clip=0.25)
+    resume(engine, path)
+    assert engine.optimizer.param_groups[0]["lr"] == 5e-4
+    if stage:
+        assert engine.optimizer.clip_grad == 0.25
+
+
+def other_shapes_are_refused(run_dir: Path, stage: int, precision: str) -> None:
+    path = save(build_engine(stage, precision), run_dir, 1)
+    expect_refusal(build_engine(stage, precision, rank=2), path, "lora_A.default.weight has shape [4, 7] in it and [2")
+    expect_refusal(build_engine(stage, precision, targets=("up",)), path, "is in it and is not trained now")
+    expect_refusal(build_engine(stage, precision), path, "lora.rank: 4 in the checkpoint, 8 now", lora_rank=8)
+    other = 1 if stage == 2 else 2
+    expect_refusal(build_engine(other, precision), path, f"zero.stage: {stage} in the checkpoint, {other} now")
+
+
+def expect_refusal(engine, path: Path, message: str, lora_rank: int = 4) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_checkpoint(engine, path, fixed={**FIXED, "lora.rank": lora_rank})
+
+
+def one_ranks_full_disk_is_told_to_all(run_dir: Path, stage: int, precision: str) -> None:
+    """The last rank's shard goes to a device that is always full."""
+    engine = build_engine(stage, precision)
+    train(engine, range(1))
+    path = save(engine, run_dir, 1)
+    last = torch.distributed.get_world_size() - 1
+    engine._get_zero_ckpt_name = _full_device_for(engine, last)
+    with pytest.raises(CheckpointSaveError, match=f"rank {last}: .*No space left"):
+        save(engine, run_dir, 2)
+    del engine._get_zero_ckpt_name
+    assert find_checkpoint(run_dir, resume="auto") == path
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["latest", path.name]
+    train(engine, range(1, 3))
+    assert save(engine, run_dir, 3).name == "step-00000003"
+
+
+def _full_device_for(engine, rank: int):
+    usual = engine._get_zero_ckpt_name
+    return lambda *args: "/dev/full" if engine.global_rank == rank else usual(*args)
+
+
+if __name__ == "__main__":
+    case, folder, stage_text, precision_name = sys.argv[1:]
+    deepspeed.init_distributed("gloo")
+    for name in case.split(","):
+        globals()[name](Path(folder) / name, int(stage_text), precision_name)
+    torch.distributed.destroy_process_group()
