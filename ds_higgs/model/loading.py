@@ -1,9 +1,11 @@
 """Finds a base checkpoint (a folder or a hub repository) and loads its config, tokenizer and model."""
 
 import json
+import logging
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -15,17 +17,20 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ds_higgs.errors import UserError
+from ds_higgs.model import native_format
 from ds_higgs.model.signature import check_model_class
 
 RELEASED_REPOSITORY = "bosonai/higgs-audio-v2-generation-3B-base"
 # The last revision in the format that boson_multimodal reads: on 2026-04-04 the repository was overwritten in place
 # with that of transformers >= 5.3.
 ORIGINAL_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
-NATIVE_MODEL_TYPE = "higgs_audio_v2"
+
+logger = logging.getLogger("ds_higgs")
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.txt", "codec/*"]
@@ -47,7 +52,9 @@ def resolve_base(base: str, revision: str | None) -> Path:
 
 
 def read_model_config(base: Path) -> HiggsAudioConfig:
-    """Read `base`/config.json."""
+    """Read `base`/config.json, in the original format whatever the file's."""
+    if native_format.is_native(base):
+        return native_format.read_original_config(base)
     return HiggsAudioConfig.from_pretrained(base, local_files_only=True)
 
 
@@ -65,7 +72,7 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
     if not (base / "tokenizer_config.json").is_file():
         raise UserError(f"{base}: the tokenizer is missing: expected tokenizer_config.json and tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        tokenizer = _build_tokenizer(base)
     except Exception as error:  # the tokenizers library raises no narrower class
         raise UserError(f"{base}: the tokenizer cannot be loaded: {error}") from error
     config = read_model_config(base)
@@ -96,6 +103,9 @@ def load_model(base: Path, *, dtype: torch.dtype, attention: str = "sdpa", allow
     """
     check_model_class(HiggsAudioModel, allow_fork=allow_fork)
     _check_weights_fit(base)
+    if native_format.is_native(base):
+        logger.info("%s: in the format of transformers >= 5.3, converted while loading", base)
+        return _load_native(base, dtype=dtype, attention=attention).train()
     model = HiggsAudioModel.from_pretrained(
         base,
         torch_dtype=dtype,
@@ -105,6 +115,37 @@ def load_model(base: Path, *, dtype: torch.dtype, attention: str = "sdpa", allow
         low_cpu_mem_usage=not is_deepspeed_zero3_enabled(),  # transformers refuses it under ZeRO-3
     )
     return model.train()
+
+
+def _load_native(base: Path, *, dtype: torch.dtype, attention: str) -> HiggsAudioModel:
+    """Build the model around the weights of a native checkpoint, under their original names."""
+    weights = {
+        native_format.to_original_name(name): weight.to(dtype)
+        for file in _list_weight_files(base)
+        for name, weight in load_file(file).items()
+    }
+    config = read_model_config(base)
+    if is_deepspeed_zero3_enabled():
+        return HiggsAudioModel.from_pretrained(
+            None, config=config, state_dict=weights, torch_dtype=dtype, attn_implementation=attention
+        )
+    with init_empty_weights(include_buffers=False):
+        model = HiggsAudioModel._from_config(config, torch_dtype=dtype, attn_implementation=attention)
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _build_tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    if not native_format.is_native(base):
+        return AutoTokenizer.from_pretrained(base, local_files_only=True)
+    # transformers 5 writes class names that 4.46 does not know, around the same tokenizer.json
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(base / "tokenizer.json"),
+        bos_token="<|begin_of_text|>",
+        eos_token="<|end_of_text|>",
+        pad_token="<|end_of_text|>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def build_meta_model(config: HiggsAudioConfig) -> HiggsAudioModel:
@@ -122,7 +163,10 @@ def _check_weights_fit(base: Path) -> None:
     meta_model = build_meta_model(read_model_config(base))
     expected = {name: tuple(weight.shape) for name, weight in meta_model.state_dict().items()}
     found = _read_stored_shapes(base)
-    problems = [f"missing: {name}" for name in expected if name not in found]
+    problems: list[str] = []
+    if native_format.is_native(base):
+        found, problems = _rename_shapes(found)
+    problems += [f"missing: {name}" for name in expected if name not in found]
     problems += [f"not in the model: {name}" for name in found if name not in expected]
     problems += [
         f"{name}: found shape {shape}, expected {expected[name]}"
@@ -132,6 +176,17 @@ def _check_weights_fit(base: Path) -> None:
     if problems:
         more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
         raise UserError.from_problems(f"{base}: the weights do not fit config.json:", problems[:20] + more)
+
+
+def _rename_shapes(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """The shapes of a native checkpoint under the original names, and a line for every unknown name."""
+    renamed, problems = {}, []
+    for name, shape in shapes.items():
+        try:
+            renamed[native_format.to_original_name(name)] = shape
+        except KeyError:
+            problems.append(f"not in the model: {name}")
+    return renamed, problems
 
 
 def _read_stored_shapes(base: Path) -> dict[str, tuple[int, ...]]:
@@ -185,16 +240,10 @@ def _check_is_higgs_checkpoint(folder: Path) -> None:
         model_type = config.get("model_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{config_file}: not a JSON object: {error}") from error
-    if model_type == NATIVE_MODEL_TYPE:
-        raise UserError(
-            f"{config_file}: this checkpoint has the format of transformers >= 5.3 (model_type {NATIVE_MODEL_TYPE}), "
-            f"which boson_multimodal cannot load; expected the original format, model_type "
-            f"{HiggsAudioConfig.model_type}: revision {ORIGINAL_REVISION} of {RELEASED_REPOSITORY}"
-        )
-    if model_type != HiggsAudioConfig.model_type:
+    if model_type not in (HiggsAudioConfig.model_type, native_format.MODEL_TYPE):
         raise UserError(
             f"{config_file}: not a Higgs Audio checkpoint: model_type is {model_type!r}, "
-            f"expected {HiggsAudioConfig.model_type!r}"
+            f"expected {HiggsAudioConfig.model_type!r} or {native_format.MODEL_TYPE!r}"
         )
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
         raise UserError(f"{folder}: no weights: expected {' or '.join(_WEIGHT_FILES)}")
