@@ -75,6 +75,7 @@ def _make_sample(config, parts: list[Part], generator: torch.Generator) -> ChatM
 
 @pytest.fixture(params=BATCHES)
 def odd_inputs(request: pytest.FixtureRequest, tiny_base: Path) -> ModelInputs:
+    """Every batch of BATCHES in turn, or those that a test asks for by `indirect` parameters."""
     return make_inputs(read_model_config(tiny_base), BATCHES[request.param])
 
 

@@ -1,0 +1,183 @@
+"""Runs the decoder layers on packed rows: text rows first, then audio rows, no padding, sorted once per forward.
+
+The stock dual-FFN layer finds its text and audio rows by boolean masks, several times in every layer, each with a
+device synchronisation; it normalises every position with both norms; and padding goes through every matrix product.
+Here the rows are sorted once, with one synchronisation, into two contiguous blocks, so that every norm and
+feed-forward path takes its own block as a slice. Only attention needs the order of the sequence: queries, keys and
+values are laid out in a right-padded grid, where plain causal attention is right whatever side the batch was padded on,
+and the kernels without a mask can be used.
+"""
+
+import functools
+import types
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from boson_multimodal.model.higgs_audio import HiggsAudioModel
+from boson_multimodal.model.higgs_audio.modeling_higgs_audio import HiggsAudioDualFFNDecoderLayer
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaFlashAttention2, apply_rotary_pos_emb
+
+from ds_higgs.model.activation_checkpointing import is_checkpointed
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Where the rows of a batch come from and belong, for every layer of one forward.
+
+    num_text, num_audio: sizes of the two blocks; rows = num_text + num_audio.
+    source: [rows] int64, indices into the flattened [batch * seq] hidden states; text first, each block in order.
+    grid_slot: [rows] int64, indices into the flattened right-padded grid [batch * grid_length].
+    rope: cosine and sine, [rows, head_dim] each, in the dtype of the hidden states.
+    """
+
+    num_text: int
+    num_audio: int
+    batch_size: int
+    grid_length: int
+    source: torch.Tensor
+    grid_slot: torch.Tensor
+    rope: tuple[torch.Tensor, torch.Tensor]
+
+    def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text block and the audio block of [rows, ...], as views."""
+        return rows[: self.num_text], rows[self.num_text :]
+
+    def to_grid(self, rows: torch.Tensor) -> torch.Tensor:
+        """Lay [rows, heads, head_dim] out as [batch, grid_length, heads, head_dim], zeros in the padding."""
+        grid = rows.new_zeros(self.batch_size * self.grid_length, *rows.shape[1:])
+        return grid.index_copy_(0, self.grid_slot, rows).unflatten(0, (self.batch_size, self.grid_length))
+
+    def from_grid(self, grid: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to_grid`."""
+        return grid.flatten(0, 1).index_select(0, self.grid_slot)
+
+
+def enable_packed_rows(model: HiggsAudioModel) -> None:
+    """Make `model`'s training forward use packed rows, in place. To be called before activation checkpointing.
+
+    The final hidden states are those of the stock forward up to rounding (another number of rows in the same matrix
+    products), with zeros in the padding. Generation, and a forward that asks for attentions or hidden states, take the
+    stock path.
+    """
+    assert can_pack_rows(model), "packed rows need both feed-forward paths in every layer"
+    for layer in model.layers:
+        assert not is_checkpointed(layer), "enable packed rows before activation checkpointing"
+        layer.forward = functools.partial(_layer_forward, layer, layer.forward)
+    model._update_causal_mask = types.MethodType(_keep_padding_mask, model)
+    model._forward_core = types.MethodType(_forward_core, model)
+
+
+def can_pack_rows(model: HiggsAudioModel) -> bool:
+    """Whether every decoder layer is a dual-FFN layer without shortcuts, audio attention or dropout, as released."""
+    return model.config.text_config.attention_dropout == 0 and all(
+        isinstance(layer, HiggsAudioDualFFNDecoderLayer) and not layer.fast_forward and not layer.use_audio_attention
+        for layer in model.layers
+    )
+
+
+def pack_rows(
+    hidden_states: torch.Tensor,
+    padding_mask: torch.Tensor,
+    audio_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    rotary_embedding: nn.Module,
+) -> PackedRows:
+    """Sort a batch's positions; waits for the device once.
+
+    Args:
+        hidden_states: [batch, seq, hidden]; only its dtype and device count.
+        padding_mask: [batch, seq], non-zero where there is a token or frame.
+        audio_mask: [batch, seq] bool, True where there is a frame.
+        position_ids: [batch, seq] int64, from 0 in every sample.
+    """
+    batch_size, seq_length = padding_mask.shape
+    real = padding_mask.bool()
+    kind = torch.where(real, audio_mask.long(), 2).flatten()  # 0 text, 1 audio, 2 padding
+    order = kind.argsort(stable=True)
+    sizes = torch.stack([(real & ~audio_mask).sum(), (real & audio_mask).sum(), real.sum(dim=1).max()])
+    num_text, num_audio, grid_length = sizes.tolist()
+    source = order[: num_text + num_audio]
+    positions = position_ids.flatten().index_select(0, source)
+    cos, sin = rotary_embedding(hidden_states, positions.unsqueeze(0))
+    return PackedRows(
+        num_text=num_text,
+        num_audio=num_audio,
+        batch_size=batch_size,
+        grid_length=grid_length,
+        source=source,
+        grid_slot=source // seq_length * grid_length + positions,
+        rope=(cos.squeeze(0), sin.squeeze(0)),
+    )
+
+
+def _keep_padding_mask(
+    model: HiggsAudioModel, attention_mask, input_tensor, cache_position, past_key_values, output_attentions
+):
+    """Stands in for HiggsAudioModel._update_causal_mask: `_forward_core` below wants the mask [batch, seq] itself."""
+    if past_key_values is None and attention_mask.dim() == 2:
+        return attention_mask
+    return HiggsAudioModel._update_causal_mask(
+        model, attention_mask, input_tensor, cache_position, past_key_values, output_attentions
+    )
+
+
+def _forward_core(model: HiggsAudioModel, hidden_states: torch.Tensor, causal_mask: torch.Tensor, **kwargs):
+    """Stands in for HiggsAudioModel._forward_core; `causal_mask` is what `_keep_padding_mask` returned."""
+    if kwargs["past_key_values"] is not None or kwargs["use_cache"]:
+        return HiggsAudioModel._forward_core(model, hidden_states=hidden_states, causal_mask=causal_mask, **kwargs)
+    if kwargs["output_attentions"] or kwargs["output_hidden_states"]:
+        causal_mask = HiggsAudioModel._update_causal_mask(
+            model, causal_mask, hidden_states, kwargs["cache_position"], None, kwargs["output_attentions"]
+        )
+        return HiggsAudioModel._forward_core(model, hidden_states=hidden_states, causal_mask=causal_mask, **kwargs)
+
+    audio_mask, position_ids = kwargs["audio_discrete_codes_mask"], kwargs["position_ids"]
+    rows = pack_rows(hidden_states, causal_mask, audio_mask, position_ids, model.rotary_emb)
+    flat = hidden_states.flatten(0, 1)
+    packed = flat.index_select(0, rows.source)
+    for layer in model.layers:
+        (packed,) = layer(packed, packed_rows=rows)
+    unpacked = torch.zeros_like(flat).index_copy_(0, rows.source, packed)
+    return unpacked.view_as(hidden_states), None, None
+
+
+def _layer_forward(layer: HiggsAudioDualFFNDecoderLayer, stock_forward, hidden_states, *args, **kwargs):
+    """Stands in for HiggsAudioDualFFNDecoderLayer.forward: packed rows where `packed_rows` is given, else the stock."""
+    rows = kwargs.get("packed_rows")
+    if rows is None:
+        return stock_forward(hidden_states, *args, **kwargs)
+    text, audio = rows.split(hidden_states)
+    normed = torch.cat([layer.input_layernorm(text), layer.audio_input_layernorm(audio)])
+    hidden_states = hidden_states + _attend(layer.self_attn, normed, rows)
+    text, audio = rows.split(hidden_states)
+    text = text + layer.mlp(layer.post_attention_layernorm(text))
+    audio = audio + layer.audio_mlp(layer.audio_post_attention_layernorm(audio))
+    return (torch.cat([text, audio]),)
+
+
+def _attend(attention: LlamaAttention, hidden: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+    """Causal self-attention of every sample: [rows, hidden] to [rows, hidden]."""
+    query = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim))  # [rows, heads, head_dim]
+    key = attention.k_proj(hidden).unflatten(-1, (-1, attention.head_dim))
+    value = attention.v_proj(hidden).unflatten(-1, (-1, attention.head_dim))
+    query, key = apply_rotary_pos_emb(query, key, *rows.rope, unsqueeze_dim=1)
+    kernel = _flash_attention_2 if isinstance(attention, LlamaFlashAttention2) else _sdpa
+    out = kernel(*(rows.to_grid(states) for states in (query, key, value)))
+    return attention.o_proj(rows.from_grid(out).flatten(1))
+
+
+def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """[batch, length, heads, head_dim] each, fewer heads in key and value; returns the query's shape."""
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True, enable_gqa=True
+    )
+    return out.transpose(1, 2)
+
+
+def _flash_attention_2(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """As `_sdpa`, by the flash-attn package."""
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(query, key, value, causal=True)
