@@ -1,0 +1,176 @@
+"""Text and codebook cross-entropy as sums and counts; pure torch, no division, no synchronisation.
+
+Both streams are next-token: position t predicts t + 1, and neither logits nor labels come shifted. The sums of all
+ranks and accumulation steps are divided by the counts of the whole global batch in one place, `loss_scales`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ds_higgs.batch import IGNORE_INDEX, Batch
+
+# Rows of fp32 text logits alive at once: 1,024 x 128,256 x 4 bytes = 0.5 GB.
+TEXT_CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a micro-batch supervises, already shifted; built on the CPU, where the sizes are known without waiting.
+
+    text_supervised: [num_text_tokens] bool, over the batch's text tokens (placeholders and padding left out) in
+        row-major order: whether that token is a target. Expanding placeholders keeps this order, so it also places the
+        targets in the expanded sequence, whatever the padding.
+    text_labels: [num_text_targets] int64, in the same order.
+    audio_frames: [num_audio_rows] int64, the audio-out frames t for which some codebook has a label at t + 1.
+    audio_labels: [codebooks, num_audio_rows] int64, those labels, IGNORE_INDEX where a codebook has none.
+    num_audio_frames: audio-out frames of the batch, supervised or not.
+    """
+
+    text_supervised: torch.Tensor
+    text_labels: torch.Tensor
+    audio_frames: torch.Tensor
+    audio_labels: torch.Tensor
+    num_audio_frames: int
+
+    def counts(self) -> torch.Tensor:
+        """[1 + codebooks] float64: the number of text targets, then of audio targets of each codebook."""
+        audio = (self.audio_labels != IGNORE_INDEX).sum(dim=1)
+        return torch.cat([torch.tensor([self.text_labels.numel()], device=audio.device), audio]).double()
+
+    def to(self, device: torch.device | str) -> "Targets":
+        move = [
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.text_supervised, self.text_labels, self.audio_frames, self.audio_labels)
+        ]
+        return Targets(*move, num_audio_frames=self.num_audio_frames)
+
+
+def build_targets(batch: Batch, *, placeholder_ids: Sequence[int]) -> Targets:
+    """Shift the labels of a micro-batch and drop every position that supervises nothing.
+
+    The first token of a sample is never a target: nothing precedes it. An audio segment begins with IGNORE_INDEX in
+    every codebook, so the shift over the concatenated segments never makes one segment predict the next.
+
+    Args:
+        batch: on the CPU.
+        placeholder_ids: token ids of <|AUDIO|> and <|AUDIO_OUT|>, which stand for frames and are no text targets.
+    """
+    input_ids, text = batch.model_inputs["input_ids"], batch.labels.text
+    is_text = batch.model_inputs["attention_mask"].bool() & ~torch.isin(input_ids, torch.tensor(placeholder_ids))
+    supervised = text != IGNORE_INDEX
+    supervised[:, 0] = False
+
+    shifted = batch.labels.audio[:, 1:]  # [codebooks, frames - 1]
+    audio_frames = (shifted != IGNORE_INDEX).any(dim=0).nonzero().flatten()
+    return Targets(
+        text_supervised=supervised[is_text],
+        text_labels=text[is_text & supervised],
+        audio_frames=audio_frames,
+        audio_labels=shifted[:, audio_frames],
+        num_audio_frames=batch.labels.audio.shape[1],
+    )
+
+
+def text_source_rows(targets: Targets, text_mask: torch.Tensor) -> torch.Tensor:
+    """Rows of the flattened expanded sequence that predict the text targets, in the order of `text_labels`.
+
+    Args:
+        text_mask: [batch, expanded_seq] bool, True where the expanded sequence holds a text token.
+
+    Returns:
+        [num_text_targets] int64 indices into [batch * expanded_seq].
+    """
+    is_target = torch.zeros_like(text_mask).masked_scatter(text_mask, targets.text_supervised)
+    predicts_target = F.pad(is_target[:, 1:], (0, 1))
+    return true_indices(predicts_target.flatten(), targets.text_labels.numel())
+
+
+def audio_source_rows(targets: Targets, audio_out_mask: torch.Tensor) -> torch.Tensor:
+    """Rows of the flattened expanded sequence that predict the audio targets: [num_audio_rows] int64.
+
+    Args:
+        audio_out_mask: [batch, expanded_seq] bool, True where the expanded sequence holds an audio-out frame.
+    """
+    return true_indices(audio_out_mask.flatten(), targets.num_audio_frames)[targets.audio_frames]
+
+
+def true_indices(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """`mask.nonzero()` for a mask [n] that is known to hold `count` times True: no device synchronisation."""
+    slots = torch.where(mask, mask.cumsum(0) - 1, count)
+    positions = torch.arange(mask.numel(), device=mask.device)
+    return positions.new_empty(count + 1).scatter_(0, slots, positions)[:count]
+
+
+def text_loss_sum(
+    hidden_rows: torch.Tensor,
+    labels: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    chunk_rows: int = TEXT_CHUNK_ROWS,
+) -> torch.Tensor:
+    """Sum of the cross-entropy of `head(hidden_rows)` with `labels`, in fp32: [] fp32.
+
+    At most `chunk_rows` rows of logits exist at a time: with more, each chunk's are made again in the backward pass.
+
+    Args:
+        hidden_rows: [rows, hidden], the final hidden states that predict a text target.
+        labels: [rows] int64, no IGNORE_INDEX.
+    """
+
+    def chunk_sum(rows: torch.Tensor, row_labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(rows).float(), row_labels, reduction="sum")
+
+    if hidden_rows.shape[0] <= chunk_rows:
+        return chunk_sum(hidden_rows, labels)
+    chunks = zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True)
+    sums = [checkpoint(chunk_sum, rows, row_labels, use_reentrant=False) for rows, row_labels in chunks]
+    return torch.stack(sums).sum()
+
+
+def audio_loss_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropy of every codebook, in fp32 and in one call over the codebooks x rows axis.
+
+    Args:
+        logits: [rows, codebooks * codebook_size], the audio head's output.
+        labels: [codebooks, rows] int64, IGNORE_INDEX where a codebook has no target.
+
+    Returns:
+        [codebooks] fp32.
+    """
+    codebooks, rows = labels.shape
+    losses = F.cross_entropy(
+        logits.float().reshape(rows * codebooks, logits.shape[-1] // codebooks),
+        labels.t().reshape(-1),
+        ignore_index=IGNORE_INDEX,
+        reduction="none",
+    )
+    return losses.view(rows, codebooks).sum(dim=0)
+
+
+def normalised_codebook_weights(weights: Sequence[float] | None, num_codebooks: int) -> tuple[float, ...]:
+    """Codebook weights that sum to 1; equal where none are given."""
+    if weights is None:
+        return (1.0 / num_codebooks,) * num_codebooks
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def loss_scales(
+    counts: torch.Tensor, *, text_weight: float, audio_weight: float, codebook_weights: Sequence[float]
+) -> torch.Tensor:
+    """What each loss sum is multiplied with: its weight over its number of targets in the whole global batch.
+
+    This is the one place where a loss is normalised. A count of zero gives a term of zero, never NaN.
+
+    Args:
+        counts: [1 + codebooks], targets of the global batch (every rank, every accumulation step).
+        codebook_weights: normalised to sum 1.
+
+    Returns:
+        [1 + codebooks] float64: `loss = (scales * [text_sum, *audio_sums]).sum()`.
+    """
+    weights = counts.new_tensor([text_weight, *(audio_weight * weight for weight in codebook_weights)])
+    return weights / counts.clamp(min=1)
