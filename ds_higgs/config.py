@@ -1,0 +1,200 @@
+"""The configuration: frozen, validated, the one source of every default."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+LoraTarget = Literal["attention", "text_ffn", "audio_ffn"]
+SavedModule = Literal["audio_head", "audio_embeddings", "text_head"]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+AutoOrBool = Literal["auto"] | bool
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown keys are refused, values cannot be changed after validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class RunConfig(Section):
+    """What a run is and when it ends."""
+
+    output_dir: Path = Field(description="Folder that the run writes; made where it is missing.")
+    seed: NonNegativeInt = Field(0, description="Seed of LoRA's initial weights, dropout and the order of samples.")
+    epochs: PositiveInt = Field(1, description="Passes over the training manifest.")
+    max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps, if sooner.")
+    deterministic: bool = Field(False, description="Refuse CUDA kernels whose results differ from run to run.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="At a NaN or infinite loss or gradient: stop the run, or leave that update out."
+    )
+
+
+class ModelConfig(Section):
+    """The base checkpoint."""
+
+    base: str = Field(description="Folder or hub id of the base checkpoint.")
+    revision: str | None = Field(
+        None, description="Hub revision; for the released repository, by default the last one in the original format."
+    )
+    allow_fork: bool = Field(False, description="Accept a boson_multimodal whose forward computes losses itself.")
+    quantization: Literal["none", "nf4"] = Field("none", description="Hold the frozen base in 4 bits (bitsandbytes).")
+
+
+class LoraConfig(Section):
+    """Which weights learn."""
+
+    rank: PositiveInt = Field(16, description="Rank of every LoRA pair.")
+    alpha: PositiveFloat = Field(32, description="LoRA scale: alpha / rank (alpha / sqrt(rank) with rslora).")
+    dropout: Probability = Field(0.05, description="Dropout before LoRA's first matrix.")
+    targets: tuple[LoraTarget, ...] | str = Field(
+        ("attention", "text_ffn", "audio_ffn"),
+        description="Paths that get LoRA, or a regular expression over module names.",
+    )
+    modules_to_save: tuple[SavedModule, ...] = Field(
+        (), description="Modules trained whole and saved with the adapter."
+    )
+    rslora: bool = Field(False, description="Rank-stabilised scaling.")
+    dora: bool = Field(False, description="Weight-decomposed LoRA.")
+
+
+class DataConfig(Section):
+    """Manifests, codes and batches."""
+
+    train_manifest: Path = Field(description="JSON array or JSON lines of ChatML samples.")
+    val_manifest: Path | None = Field(None, description="The same, for validation.")
+    audio_root: Path | None = Field(None, description="Where relative audio paths start; default: beside the manifest.")
+    cache_dir: Path | None = Field(None, description="Code cache, shared by runs; OUTPUT_DIR/codes if unset.")
+    codec: str | None = Field(None, description="Codec folder or hub id; the base checkpoint's own if unset.")
+    batch_size: PositiveInt = Field(2, description="Samples in a micro-batch, per GPU.")
+    max_tokens: PositiveInt | None = Field(
+        None, description="Expanded positions in a micro-batch, padding included; replaces batch_size."
+    )
+    num_workers: NonNegativeInt = Field(2, description="Collation processes per GPU.")
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error", description="At a sample that cannot be trained on: report and stop, or leave it out."
+    )
+    max_audio_s: PositiveFloat = Field(30.0, description="Longest audio clip, in seconds.")
+    min_audio_s: NonNegativeFloat = Field(0.2, description="Shortest audio clip, in seconds.")
+    reference_turn: Literal["as_is", "assistant"] = Field(
+        "as_is", description="Move a user message's reference audio into an earlier assistant turn."
+    )
+    use_delay_pattern: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
+    encode_whisper_embed: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
+
+
+class LossConfig(Section):
+    """How the two streams add up."""
+
+    text_weight: NonNegativeFloat = Field(1.0, description="Factor of text_loss.")
+    audio_weight: NonNegativeFloat = Field(1.0, description="Factor of audio_loss.")
+    codebook_weights: tuple[NonNegativeFloat, ...] | None = Field(
+        None, description="One per codebook, normalised to sum 1; equal if unset."
+    )
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "LossConfig":
+        if self.text_weight == self.audio_weight == 0:
+            raise ValueError("text_weight and audio_weight are both 0: nothing would be learned")
+        if self.codebook_weights is not None and sum(self.codebook_weights) == 0:
+            raise ValueError("codebook_weights are all 0")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: PositiveFloat = Field(2e-4, description="Peak learning rate.")
+    weight_decay: NonNegativeFloat = Field(0.01, description="Decoupled weight decay.")
+    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Adam's decay rates.")
+    eps: PositiveFloat = Field(1e-8, description="Adam's epsilon.")
+    warmup_steps: NonNegativeInt = Field(0, description="Optimizer steps of linear warm-up.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up, to 0.")
+    max_grad_norm: NonNegativeFloat = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-batches per GPU in one optimizer step.")
+
+
+class ZeroConfig(Section):
+    """What DeepSpeed does."""
+
+    stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Of weights and activations.")
+    offload_optimizer: bool = Field(False, description="Keep master weights and moments in CPU memory (stage 1 to 3).")
+    overlap_comm: bool = Field(False, description="Reduce on a second stream; gains little at LoRA's sizes.")
+    reduce_bucket_size: PositiveInt = Field(50_000_000, description="Elements of a reduction bucket.")
+    allgather_bucket_size: PositiveInt = Field(50_000_000, description="Elements of an all-gather bucket.")
+    fp32_reduction: bool = Field(True, description="Reduce and hold reduced gradients in fp32.")
+    extra: dict[str, Any] = Field(default_factory=dict, description="Any DeepSpeed key; merged last.")
+
+
+class MemoryConfig(Section):
+    """Time against memory."""
+
+    activation_checkpointing: Literal["auto", "none", "full"] | PositiveInt = Field(
+        "auto", description="Which decoder layers are computed again in the backward pass; N: every N-th."
+    )
+    supervised_text_head: bool = Field(True, description="Run the heads only where a label stands.")
+    kernels: Literal["auto", "torch", "liger"] = Field("auto", description="auto: liger where installed, on CUDA.")
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = Field("auto", description="Attention implementation.")
+
+
+class CheckpointConfig(Section):
+    """When to save, what to keep, where to go on."""
+
+    save_steps: PositiveInt = Field(1000, description="Save every this many optimizer steps, and at the end.")
+    keep_latest: PositiveInt = Field(3, description="Checkpoints kept.")
+    resume: str = Field("auto", description="auto: the run's newest complete checkpoint; never; or a path.")
+    on_save_error: Literal["stop", "warn"] = Field("stop", description="At a save that fails: stop, or go on.")
+
+
+class EvalConfig(Section):
+    """Validation."""
+
+    eval_steps: PositiveInt = Field(500, description="Validate every this many optimizer steps, before and at the end.")
+    max_batches: PositiveInt | None = Field(None, description="Validation micro-batches per GPU; all if unset.")
+    num_audio_samples: NonNegativeInt = Field(0, description="Validation prompts to speak and save as WAV.")
+    audio_every: PositiveInt | None = Field(None, description="Speak every this many optimizer steps.")
+    max_audio_s: PositiveFloat = Field(20.0, description="Longest spoken sample, in seconds.")
+
+
+class LoggingConfig(Section):
+    """What is shown and recorded."""
+
+    log_steps: PositiveInt = Field(10, description="Optimizer steps between lines on screen and in the trackers.")
+    progress: bool = Field(True, description="Progress bar on rank 0.")
+    tensorboard: bool = Field(True, description="TensorBoard events in OUTPUT_DIR/tensorboard.")
+    wandb: str | None = Field(None, description="Weights & Biases project; needs the wandb package.")
+    csv: bool = Field(False, description="CSV files in OUTPUT_DIR/csv.")
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    run: RunConfig
+    model: ModelConfig
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    memory: MemoryConfig = MemoryConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @field_validator("zero")
+    @classmethod
+    def _zero_is_sound(cls, zero: ZeroConfig) -> ZeroConfig:
+        if zero.stage == 0 and zero.offload_optimizer:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3: stage 0 does not split the optimizer")
+        return zero

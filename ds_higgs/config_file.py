@@ -1,0 +1,172 @@
+"""Read, override and write the configuration; reports every mistake at once, with the nearest known key."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ds_higgs.config import Config
+from ds_higgs.errors import UserError
+
+# The flags that people of this field type, and the keys they stand for.
+SHORT_FLAGS = {
+    "train_manifest": "data.train_manifest",
+    "val_manifest": "data.val_manifest",
+    "output_dir": "run.output_dir",
+    "base_ckpt": "model.base",
+    "batch_size": "data.batch_size",
+    "lr": "optim.learning_rate",
+    "epochs": "run.epochs",
+    "grad_accum": "optim.gradient_accumulation_steps",
+    "warmup": "optim.warmup_steps",
+    "wd": "optim.weight_decay",
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "log_steps": "logging.log_steps",
+    "val_steps": "eval.eval_steps",
+    "save_steps": "checkpoint.save_steps",
+}
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The validated configuration of a YAML file and overrides, which win.
+
+    Args:
+        path: YAML file with one mapping per section; None: overrides alone.
+        overrides: "section.key" (or deeper, for zero.extra) to a value.
+
+    Raises:
+        UserError: with every mistake, each naming its key, what was found and what was expected.
+    """
+    values = {} if path is None else read_yaml(path)
+    source = "command line" if path is None else f"{path} (with the command line's changes)"
+    for key, value in overrides.items():
+        _set(values, key, value)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError.from_problems(
+            f"{source}: the configuration is wrong", [_describe(one) for one in error.errors()]
+        ) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: where the file is missing, is not UTF-8, is no YAML (with the line) or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (expected a YAML configuration)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected one mapping per section (run, model, data, ...), found {_kind(values)}")
+    return values
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write the whole resolved configuration, paths made absolute: `train -c` of it reproduces the run."""
+    path.write_text(
+        "# ds-higgs train -c "
+        + str(path)
+        + "\n"
+        + yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True),
+        encoding="utf-8",
+    )
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, with absolute paths."""
+    absolute = {
+        section: {
+            key: str(value.absolute()) if isinstance(value, Path) else value for key, value in dict(model).items()
+        }
+        for section, model in config
+    }
+    if Path(config.model.base).exists():
+        absolute["model"]["base"] = str(Path(config.model.base).absolute())
+    return Config.model_validate(absolute).model_dump(mode="json")
+
+
+def known_keys() -> Iterator[tuple[str, Any, str]]:
+    """Every "section.key" with its default (None where there is none) and its description."""
+    for section, field in Config.model_fields.items():
+        model: type[BaseModel] = field.annotation  # type: ignore[assignment]
+        for key, info in model.model_fields.items():
+            yield (
+                f"{section}.{key}",
+                None if info.is_required() else info.get_default(call_default_factory=True),
+                str(info.description),
+            )
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value as YAML reads it: numbers, true / false, null, lists, else the text itself."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    # YAML 1.1 takes 1e-4 for a string, because it has no dot.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return text
+    return value
+
+
+def nearest_key(key: str) -> str | None:
+    """The known key that `key` most likely means."""
+    known = [name for name, _, _ in known_keys()]
+    section, _, name = key.partition(".")
+    same_name = [one for one in known if one.split(".")[1] == (name or section)]
+    matches = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.get(parent)
+        values[parent] = dict(child) if isinstance(child, dict) else {}
+        values = values[parent]
+    values[last] = value
+
+
+def _describe(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("function-", "literal[")))
+    if error["type"] == "extra_forbidden":
+        near = nearest_key(key)
+        return f"{key}: unknown key" + (f"; did you mean {near}?" if near else "")
+    if error["type"] == "missing":
+        return f"{key}: missing" + _description(key)
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (found {error['input']!r})"
+
+
+def _description(key: str) -> str:
+    descriptions = {name: text for name, _, text in known_keys()}
+    if key in descriptions:
+        return f" ({descriptions[key]})"
+    required = [name for name, default, _ in known_keys() if name.startswith(key + ".") and _is_required(name)]
+    return f" (needs {', '.join(required)})" if required else ""
+
+
+def _is_required(key: str) -> bool:
+    section, name = key.split(".")
+    model: type[BaseModel] = Config.model_fields[section].annotation  # type: ignore[assignment]
+    return model.model_fields[name].is_required()
+
+
+def _kind(value: Any) -> str:
+    return {type(None): "nothing", list: "a list"}.get(type(value), f"a {type(value).__name__}")
