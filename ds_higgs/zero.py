@@ -1,0 +1,118 @@
+"""The DeepSpeed JSON that a configuration means."""
+
+from typing import Any
+
+from ds_higgs.config import Config, OptimConfig, ZeroConfig
+from ds_higgs.errors import UserError
+
+# Keys of the JSON that the configuration decides: `zero.extra` may not say otherwise behind its back.
+OWNED_KEYS = {
+    "train_batch_size": "data.batch_size and optim.gradient_accumulation_steps",
+    "train_micro_batch_size_per_gpu": "data.batch_size",
+    "gradient_accumulation_steps": "optim.gradient_accumulation_steps",
+    "gradient_clipping": "optim.max_grad_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule and optim.warmup_steps",
+    "bf16": "zero.precision",
+    "fp16": "zero.precision (bf16 or fp32; fp16 would need loss scaling)",
+    "torch_autocast": "zero.precision",
+}
+
+
+def build_deepspeed_config(config: Config, *, cuda: bool = True) -> dict[str, Any]:
+    """The DeepSpeed JSON of `config`: exactly what `deepspeed.initialize` is given.
+
+    The learning-rate schedule is not in it: DeepSpeed's own ones start at 0 or are logarithmic, so the trainer passes
+    its own scheduler. Micro-batches of one optimizer step are accumulated by the training step, which reduces once.
+
+    Args:
+        cuda: whether the run is on CUDA devices; without, torch's AdamW replaces DeepSpeed's compiled ones.
+
+    Raises:
+        UserError: where `zero.extra` sets a key that the configuration decides, or one that cannot work.
+    """
+    _check_extra(config.zero.extra)
+    zero = config.zero
+    built = {
+        "train_micro_batch_size_per_gpu": 1 if config.data.max_tokens else config.data.batch_size,
+        "gradient_accumulation_steps": config.optim.gradient_accumulation_steps,
+        "gradient_clipping": config.optim.max_grad_norm,
+        "steps_per_print": None,
+        "optimizer": _optimizer(config.optim, cuda=cuda),
+        **_precision(zero),
+        "zero_optimization": _zero_optimization(zero),
+        "zero_allow_untested_optimizer": True,
+        **_monitors(config),
+    }
+    return merged(built, zero.extra)
+
+
+def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `extra` laid over it, sections merged key by key."""
+    result = dict(base)
+    for key, value in extra.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _optimizer(optim: OptimConfig, *, cuda: bool) -> dict[str, Any]:
+    parameters: dict[str, Any] = {
+        "lr": optim.learning_rate,
+        "betas": list(optim.betas),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    if not cuda:
+        parameters["torch_adam"] = True  # FusedAdam needs CUDA, DeepSpeedCPUAdam minutes to compile
+    return {"type": "AdamW", "params": parameters}
+
+
+def _precision(zero: ZeroConfig) -> dict[str, Any]:
+    if zero.precision == "fp32":
+        return {"bf16": {"enabled": False}}
+    section: dict[str, Any] = {"bf16": {"enabled": True}}
+    if zero.fp32_reduction:
+        section["communication_data_type"] = "fp32"
+        if zero.stage >= 2:
+            # At stage 1 this would choose DeepSpeed's BF16_Optimizer, which cannot reduce once per step.
+            section["data_types"] = {"grad_accum_dtype": "fp32"}
+    return section
+
+
+def _zero_optimization(zero: ZeroConfig) -> dict[str, Any]:
+    section: dict[str, Any] = {
+        "stage": zero.stage,
+        "overlap_comm": zero.overlap_comm,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": zero.reduce_bucket_size,
+        "allgather_bucket_size": zero.allgather_bucket_size,
+    }
+    if zero.offload_optimizer:
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return section
+
+
+def _monitors(config: Config) -> dict[str, Any]:
+    monitors: dict[str, Any] = {}
+    output_dir = str(config.run.output_dir)
+    if config.logging.tensorboard:
+        monitors["tensorboard"] = {"enabled": True, "output_path": output_dir, "job_name": "tensorboard"}
+    if config.logging.csv:
+        monitors["csv_monitor"] = {"enabled": True, "output_path": output_dir, "job_name": "csv"}
+    if config.logging.wandb is not None:
+        monitors["wandb"] = {"enabled": True, "project": config.logging.wandb}
+    return monitors
+
+
+def _check_extra(extra: dict[str, Any]) -> None:
+    problems = [f"zero.extra.{key}: set {OWNED_KEYS[key]} instead" for key in extra if key in OWNED_KEYS]
+    zero_section = extra.get("zero_optimization", {})
+    problems += [
+        f"zero.extra.zero_optimization.{key}: set zero.{key} instead"
+        for key in zero_section
+        if key in ZeroConfig.model_fields
+    ]
+    if problems:
+        raise UserError.from_problems("zero.extra sets what the configuration decides", problems)
