@@ -1,0 +1,83 @@
+"""DeepSpeed at every stage against plain torch on the whole batch, in fp32: same gradient norm and updated weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ds_higgs.losses import build_targets
+from ds_higgs.train_step import LossWeights, StepModule
+from tests.support import launching
+from tests.support.parity import SCENARIOS, STEPS, build_model, micro_batches, parity_config, trainable
+
+PROGRAM = Path(__file__).parent / "workers" / "parity.py"
+
+
+def settings(ranks: int) -> list[dict]:
+    """Every stage, offload on and off, accumulation 1, 2, 4; without audio on rank 1 up to stage 2."""
+    found = []
+    for stage in (0, 1, 2, 3):
+        for offload in (False, True) if stage else (False,):
+            for accumulation in (1, 2, 4):
+                for scenario in SCENARIOS:
+                    if ranks * accumulation > 8 or (stage == 3 and scenario != "all audio"):
+                        continue
+                    zero = {"stage": stage, "offload_optimizer": offload}
+                    name = f"{stage} offload={offload} accumulation={accumulation} {scenario}"
+                    found.append({"name": name, "scenario": scenario, "accumulation": accumulation, "zero": zero})
+    overlap = {"stage": 2, "overlap_comm": True}
+    found.append({"name": "2 overlap", "scenario": "rank 1 without audio", "accumulation": 2, "zero": overlap})
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_base):
+    """One process, the whole batch, torch's own AdamW and clipping."""
+
+    def train(scenario: str) -> dict:
+        config = parity_config(tiny_base)
+        model = build_model(config)
+        module = StepModule(model)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.optim.learning_rate, eps=config.optim.eps, weight_decay=config.optim.weight_decay
+        )
+        weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
+        batches = micro_batches(tiny_base, scenario, count=2)
+        targets = [build_targets(batch, placeholder_ids=module.placeholder_ids) for batch in batches]
+        scales = weights.scales(sum(one.counts() for one in targets)).float()
+        losses, norms = [], []
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            outputs = [module(batch.model_inputs, one, scales) for batch, one in zip(batches, targets, strict=True)]
+            loss = sum(output.loss for output in outputs)
+            loss.backward()
+            norms.append(torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm).item())
+            losses.append(loss.item())
+            optimizer.step()
+        return {"grad_norms": norms, "losses": losses, "weights": trainable(model)}
+
+    return {scenario: train(scenario) for scenario in SCENARIOS}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_every_split_gives_the_gradient_of_the_whole_batch(ranks, tiny_base, plain, tmp_path):
+    chosen = settings(ranks) if ranks == 2 else [s for s in settings(ranks) if s["zero"] == _PLAIN_STAGE_2]
+    (tmp_path / "settings.json").write_text(json.dumps(chosen))
+    output = tmp_path / "results.pt"
+
+    done = launching.run(launching.deepspeed(ranks, PROGRAM, tiny_base, output, tmp_path / "settings.json"))
+
+    assert done.returncode == 0, done.stdout[-4000:]
+    results = torch.load(output, weights_only=True)
+    for setting in chosen:
+        found, expected = results[setting["name"]], plain[setting["scenario"]]
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5), setting["name"]
+        assert found["grad_norms"] == pytest.approx(expected["grad_norms"], rel=1e-5), setting["name"]
+        for name, weight in expected["weights"].items():
+            other = found["weights"][name]
+            torch.testing.assert_close(other, weight, rtol=1e-5, atol=1e-5, msg=f"{setting['name']}: {name}")
+
+
+_PLAIN_STAGE_2 = {"stage": 2, "offload_optimizer": False}

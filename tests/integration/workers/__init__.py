@@ -1,0 +1,1 @@
+"""Programs that a launcher starts on several ranks."""

@@ -1,0 +1,1 @@
+"""Data and processes that several tests need."""

@@ -1,0 +1,56 @@
+"""Start the real launchers as a user would, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_ports = iter(range(20000 + os.getpid() % 20000, 65000))
+
+
+def free_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a new shell in the repository: no launcher's variables in it, one thread per process."""
+    launcher_variables = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE"}
+    kept = {name: value for name, value in os.environ.items() if name not in launcher_variables}
+    python_path = os.pathsep.join(path for path in (str(ROOT), kept.get("PYTHONPATH", "")) if path)
+    scripts = str(Path(sys.executable).parent)
+    return {
+        **kept,
+        "PYTHONPATH": python_path,
+        "PATH": scripts + os.pathsep + kept["PATH"],
+        "OMP_NUM_THREADS": "1",
+        **(extra or {}),
+    }
+
+
+def run(
+    command: Sequence[str | Path], *, timeout_s: float = 300, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command from the repository's root; its output is one text, standard error in it."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=free_environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def deepspeed(ranks: int, *arguments: str | Path) -> list[str | Path]:
+    """`deepspeed` on `ranks` processes of this machine."""
+    return ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(next(_ports)), *arguments]
+
+
+def torchrun(ranks: int, *arguments: str | Path) -> list[str | Path]:
+    """`torchrun` on `ranks` processes of this machine."""
+    return ["torchrun", "--nproc_per_node", str(ranks), "--master_port", str(next(_ports)), *arguments]
+
+
+def ds_higgs(*arguments: str | Path) -> list[str | Path]:
+    """The command line without a launcher."""
+    return [sys.executable, "-m", "ds_higgs", *arguments]

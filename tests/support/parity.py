@@ -1,0 +1,102 @@
+"""One global batch, split in every way, trained by DeepSpeed and by plain torch."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
+from ds_higgs.config import Config
+from ds_higgs.engine import build_lora_model
+from ds_higgs.model.loading import load_tokenizer, read_model_config
+from tests.support.batches import Sample, make_batch
+
+# The even ones go to rank 0 of 2, the odd ones to rank 1.
+WITH_AUDIO = [
+    Sample("one two three", (5,), (9,)),
+    Sample("a", (3,), (4, 2)),
+    Sample("مرحبا", (2,), (14,)),
+    Sample("a longer sentence to speak", (4, 3), (6,)),
+    Sample("x y z", (), (5,)),
+    Sample("نعم", (6,), (8,)),
+    Sample("again", (1,), (3,)),
+    Sample("the last", (2,), (11,)),
+]
+# Rank 1 gets no audio at all, and rank 0 one sample without text targets worth mentioning.
+RANK_1_WITHOUT_AUDIO = [
+    sample if index % 2 == 0 else Sample(sample.text, (), ()) for index, sample in enumerate(WITH_AUDIO)
+]
+SCENARIOS = {"all audio": WITH_AUDIO, "rank 1 without audio": RANK_1_WITHOUT_AUDIO}
+STEPS = 2
+
+
+def parity_config(base: Path, *, stage: int = 2, **zero: Any) -> Config:
+    """Dropout off, every kind of trainable module on; Adam with a large epsilon, so that updates are smooth."""
+    return Config.model_validate(
+        {
+            "run": {"output_dir": "unused"},
+            "model": {"base": str(base)},
+            "data": {"train_manifest": "unused"},
+            "lora": {"rank": 4, "dropout": 0.0, "modules_to_save": ("audio_head", "audio_embeddings")},
+            "optim": {"learning_rate": 1e-2, "eps": 1e-2, "schedule": "constant", "max_grad_norm": 0.5},
+            "zero": {"stage": stage, "precision": "fp32", **zero},
+            "logging": {"tensorboard": False},
+        }
+    )
+
+
+def build_model(config: Config) -> nn.Module:
+    """The LoRA model with nothing left at zero, so that every weight has a gradient."""
+    model = build_lora_model(config, Path(config.model.base))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+    return model
+
+
+def micro_batches(base: Path, scenario: str, *, count: int) -> list[Batch]:
+    """The scenario's samples as `count` micro-batches: of an even count, number m holds samples of rank m % 2 alone."""
+    samples = SCENARIOS[scenario]
+    tokenizer, config = load_tokenizer(base), read_model_config(base)
+    single = [make_batch([sample], tokenizer, config, seed=i) for i, sample in enumerate(samples)]
+    return [_join(single[number::count]) for number in range(count)]
+
+
+def _join(batches: list[Batch]) -> Batch:
+    """One batch of several of one sample each, as the collator lays it out (padding on the right)."""
+    width = max(batch.labels.text.shape[1] for batch in batches)
+
+    def pad(tensor: torch.Tensor, value: int) -> torch.Tensor:
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
+
+    def frames(name: str) -> list[torch.Tensor]:
+        return [b.model_inputs[name] for b in batches if b.model_inputs[name].numel()]
+
+    inputs: dict[str, torch.Tensor] = {
+        "input_ids": torch.cat([pad(b.model_inputs["input_ids"], 0) for b in batches]),
+        "attention_mask": torch.cat([pad(b.model_inputs["attention_mask"], 0) for b in batches]),
+    }
+    for kind in ("audio_in", "audio_out"):
+        codes = frames(f"{kind}_ids")
+        inputs[f"{kind}_ids"] = torch.cat(codes, dim=1) if codes else torch.zeros(8, 0, dtype=torch.long)
+        starts, offset = [], 0
+        for batch in batches:
+            if batch.model_inputs[f"{kind}_ids"].numel():
+                starts.append(batch.model_inputs[f"{kind}_ids_start"] + offset)
+                offset += batch.model_inputs[f"{kind}_ids"].shape[1]
+        inputs[f"{kind}_ids_start"] = torch.cat(starts) if starts else torch.zeros(0, dtype=torch.long)
+    return Batch(
+        model_inputs=ModelInputs(**inputs),
+        labels=Labels(
+            text=torch.cat([pad(b.labels.text, IGNORE_INDEX) for b in batches]),
+            audio=torch.cat([b.labels.audio for b in batches], dim=1),
+        ),
+        sample_ids=tuple(name for b in batches for name in b.sample_ids),
+        num_tokens=sum(b.num_tokens for b in batches),
+    )
+
+
+def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
