@@ -55,7 +55,7 @@ class LoraConfig(Section):
     """Which weights learn."""
 
     rank: PositiveInt = Field(16, description="Rank of every LoRA pair.")
-    alpha: PositiveFloat = Field(32, description="LoRA scale: alpha / rank (alpha / sqrt(rank) with rslora).")
+    alpha: PositiveInt = Field(32, description="LoRA scale: alpha / rank (alpha / sqrt(rank) with rslora).")
     dropout: Probability = Field(0.05, description="Dropout before LoRA's first matrix.")
     targets: tuple[LoraTarget, ...] | str = Field(
         ("attention", "text_ffn", "audio_ffn"),
@@ -74,7 +74,7 @@ class DataConfig(Section):
     train_manifest: Path = Field(description="JSON array or JSON lines of ChatML samples.")
     val_manifest: Path | None = Field(None, description="The same, for validation.")
     audio_root: Path | None = Field(None, description="Where relative audio paths start; default: beside the manifest.")
-    cache_dir: Path | None = Field(None, description="Code cache, shared by runs; OUTPUT_DIR/codes if unset.")
+    cache_dir: Path | None = Field(None, description="Code cache, shared by runs; ~/.cache/ds_higgs/codes if unset.")
     codec: str | None = Field(None, description="Codec folder or hub id; the base checkpoint's own if unset.")
     batch_size: PositiveInt = Field(2, description="Samples in a micro-batch, per GPU.")
     max_tokens: PositiveInt | None = Field(

@@ -48,9 +48,9 @@ def build_lora_model(config: Config, base: Path) -> PeftModel:
 
 def apply_memory_settings(model: PeftModel, memory: MemoryConfig) -> None:
     """Patch the model's layers as `memory` asks; results stay the same."""
-    every = {"none": None, "full": 1, "auto": 1}.get(memory.activation_checkpointing, memory.activation_checkpointing)
-    if every is not None:
-        enable_activation_checkpointing(unwrap(model), every=every)
+    policy = memory.activation_checkpointing
+    if policy != "none":
+        enable_activation_checkpointing(unwrap(model), every=policy if isinstance(policy, int) else 1)
 
 
 def build_engine(
@@ -83,6 +83,18 @@ def build_engine(
         engine.optimizer.check_grad_overflow = True  # in fp32 too: no update from a gradient that is not finite
     seed_everything(config.run.seed + 1 + ranks.rank)  # dropout: other masks on every rank
     return engine
+
+
+def keep_configured_schedule(engine: DeepSpeedEngine, *, learning_rate: float) -> None:
+    """After loading a checkpoint: stay at its place in the schedule, with the configured peak rather than its own."""
+    scheduler: LambdaLR = engine.lr_scheduler
+    scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
+    rates: list[float | torch.Tensor] = [
+        learning_rate * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas
+    ]
+    for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 def seed_everything(seed: int) -> None:

@@ -42,11 +42,14 @@ class Targets:
         return torch.cat([torch.tensor([self.text_labels.numel()], device=audio.device), audio]).double()
 
     def to(self, device: torch.device | str) -> "Targets":
-        move = [
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.text_supervised, self.text_labels, self.audio_frames, self.audio_labels)
-        ]
-        return Targets(*move, num_audio_frames=self.num_audio_frames)
+        """Copy to `device`, asynchronously where the source is pinned."""
+        return Targets(
+            text_supervised=self.text_supervised.to(device, non_blocking=True),
+            text_labels=self.text_labels.to(device, non_blocking=True),
+            audio_frames=self.audio_frames.to(device, non_blocking=True),
+            audio_labels=self.audio_labels.to(device, non_blocking=True),
+            num_audio_frames=self.num_audio_frames,
+        )
 
 
 def build_targets(batch: Batch, *, placeholder_ids: Sequence[int]) -> Targets:

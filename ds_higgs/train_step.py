@@ -260,14 +260,16 @@ class LocalGradients:
 
     def finish(self) -> torch.Tensor:
         """Put the sums in place, zeros where no micro-batch gave a gradient; return whether all are finite, [] bool."""
-        for parameter in self.parameters:
-            if parameter in self._sums:
-                parameter.grad = self._sums.pop(parameter).to(parameter.dtype)
-            elif parameter.grad is None:
-                shape = getattr(parameter, "ds_shape", parameter.shape)  # ds_shape: of a parameter that ZeRO-3 splits
-                parameter.grad = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-        norms = torch._foreach_norm([parameter.grad for parameter in self.parameters])
-        return torch.stack(norms).isfinite().all()
+        gradients = [self._finish(parameter) for parameter in self.parameters]
+        return torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+
+    def _finish(self, parameter: nn.Parameter) -> torch.Tensor:
+        if parameter in self._sums:
+            parameter.grad = self._sums.pop(parameter).to(parameter.dtype)
+        elif parameter.grad is None:
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # ds_shape: of a parameter that ZeRO-3 splits
+            parameter.grad = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        return parameter.grad
 
     def drop(self) -> None:
         self._sums.clear()
