@@ -7,6 +7,7 @@ from pathlib import Path
 
 import safetensors
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from ds_higgs.checkpoint import collective
 from ds_higgs.checkpoint.finding import verify_checkpoint
@@ -91,8 +92,21 @@ def _configured_values_kept(engine) -> Iterator[None]:
     groups = engine.optimizer.param_groups
     configured = [{key: group[key] for key in _HYPERPARAMETERS if key in group} for group in groups]
     clip_grad = getattr(engine.optimizer, "clip_grad", None)
+    base_rates = list(engine.lr_scheduler.base_lrs) if engine.lr_scheduler is not None else []
     yield
     for group, values in zip(engine.optimizer.param_groups, configured, strict=True):
         group.update(values)
     if clip_grad is not None:
         engine.optimizer.clip_grad = clip_grad
+    if engine.lr_scheduler is not None:
+        _schedule_again(engine, base_rates)
+
+
+def _schedule_again(engine, base_rates: list[float]) -> None:
+    """The configured schedule's rates at the step that the checkpoint's scheduler had reached."""
+    scheduler = engine.lr_scheduler
+    assert isinstance(scheduler, LambdaLR), type(scheduler)
+    scheduler.base_lrs[:] = base_rates
+    for group, factor, base_rate in zip(engine.optimizer.param_groups, scheduler.lr_lambdas, base_rates, strict=True):
+        group["lr"] = base_rate * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in engine.optimizer.param_groups]

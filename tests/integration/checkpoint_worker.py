@@ -15,6 +15,7 @@ import torch
 import torch.distributed.tensor  # peft looks it up without importing it
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ds_higgs.checkpoint import (
     CheckpointSaveError,
@@ -54,7 +55,12 @@ def build_engine(stage: int, precision: str, *, lr: float = 1e-2, clip: float = 
     }
     model = Net(rank, targets)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return deepspeed.initialize(model=model, model_parameters=trained, config=config)[0]
+    return deepspeed.initialize(
+        model=model,
+        model_parameters=trained,
+        config=config,
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+    )[0]
 
 
 def train(engine, steps: range) -> list[float]:
@@ -111,10 +117,14 @@ def frozen_weights_are_left_out(run_dir: Path, stage: int, precision: str) -> No
 
 
 def config_wins(run_dir: Path, stage: int, precision: str) -> None:
-    path = save(build_engine(stage, precision, lr=1e-2, clip=1.0), run_dir, 1)
-    engine = build_engine(stage, precision, lr=5e-4, clip=0.25)
+    engine = build_engine(stage, precision, lr=1e-2, clip=1.0)
+    train(engine, range(3))
+    path = save(engine, run_dir, 3)
+    engine = build_engine(stage, precision, lr=8e-4, clip=0.25)
     resume(engine, path)
-    assert engine.optimizer.param_groups[0]["lr"] == 5e-4
+    assert engine.get_lr() == [2e-4]  # the new rate where the schedule was: 8e-4 / (1 + 3)
+    train(engine, range(3, 4))
+    assert engine.get_lr() == [8e-4 / 5]
     if stage:
         assert engine.optimizer.clip_grad == 0.25
 

@@ -1,0 +1,47 @@
+"""A rank that works in collectives until it fails in the way that its environment asks for.
+
+DS_HIGGS_FAULT is "RANK:KIND"; the other ranks only see a collective that does not come back.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ds_higgs.errors import UserError
+from ds_higgs.failures import FailureWatch
+
+
+def fail(kind: str) -> None:
+    if kind == "raise":
+        raise FloatingPointError("the answer is not 42")
+    if kind == "user":
+        raise UserError("train.json:3: no audio")
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    run_dir = Path(sys.argv[-1])
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    faulty, kind = os.environ["DS_HIGGS_FAULT"].split(":")
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # as training does, whose handler only leaves a note
+    with FailureWatch(run_dir, rank=rank, world_size=world_size):
+        for step in range(20):
+            if step == 5 and faulty in (str(rank), "all"):
+                fail(kind)
+            if step == 5 and os.environ.get("DS_HIGGS_HANG"):
+                time.sleep(300)  # a collective that never ends, as with NCCL
+            dist.all_reduce(torch.ones(1))
+            time.sleep(0.05)
+    dist.destroy_process_group()
+    print(f"rank {rank} is through", flush=True)
+
+
+if __name__ == "__main__":
+    main()
