@@ -23,6 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ds_higgs.errors import UserError
 from ds_higgs.model import native_format
+from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
 
 RELEASED_REPOSITORY = "bosonai/higgs-audio-v2-generation-3B-base"
@@ -91,11 +92,19 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(base: Path, *, dtype: torch.dtype, attention: str = "sdpa", allow_fork: bool = False) -> HiggsAudioModel:
+def load_model(
+    base: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    allow_fork: bool = False,
+    quantization: str | None = None,
+) -> HiggsAudioModel:
     """Load the model of `base` on the CPU (or where an active DeepSpeed ZeRO-3 context puts it), in training mode.
 
     Args:
         attention: "sdpa", "eager" or "flash_attention_2".
+        quantization: None or "nf4" (see `quantization.check_quantization`).
 
     Raises:
         UserError: for a model class that is not boson_multimodal's (before weights are read), unreadable weight
@@ -104,6 +113,11 @@ def load_model(base: Path, *, dtype: torch.dtype, attention: str = "sdpa", allow
     check_model_class(HiggsAudioModel, allow_fork=allow_fork)
     _check_weights_fit(base)
     if native_format.is_native(base):
+        if quantization is not None:
+            raise UserError(
+                f"{base}: model.quantization needs a checkpoint in the original format, found that of transformers "
+                f">= 5.3; use revision {ORIGINAL_REVISION} of {RELEASED_REPOSITORY}"
+            )
         logger.info("%s: in the format of transformers >= 5.3, converted while loading", base)
         return _load_native(base, dtype=dtype, attention=attention).train()
     model = HiggsAudioModel.from_pretrained(
@@ -113,6 +127,7 @@ def load_model(base: Path, *, dtype: torch.dtype, attention: str = "sdpa", allow
         local_files_only=True,
         use_safetensors=True,
         low_cpu_mem_usage=not is_deepspeed_zero3_enabled(),  # transformers refuses it under ZeRO-3
+        quantization_config=build_quantization_config(quantization, dtype=dtype),
     )
     return model.train()
 

@@ -10,6 +10,7 @@ and the kernels without a mask can be used.
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,17 @@ class PackedRows:
         return grid.flatten(0, 1).index_select(0, self.grid_slot)
 
 
-def enable_packed_rows(model: HiggsAudioModel) -> None:
+Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def torch_rotate(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate [rows, heads, head_dim] queries and keys with [rows, head_dim] cosines and sines."""
+    return apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=1)
+
+
+def enable_packed_rows(model: HiggsAudioModel, *, rotate: Rotate = torch_rotate) -> None:
     """Make `model`'s training forward use packed rows, in place. To be called before activation checkpointing.
 
     The final hidden states are those of the stock forward up to rounding (another number of rows in the same matrix
@@ -64,7 +75,7 @@ def enable_packed_rows(model: HiggsAudioModel) -> None:
     assert can_pack_rows(model), "packed rows need both feed-forward paths in every layer"
     for layer in model.layers:
         assert not is_checkpointed(layer), "enable packed rows before activation checkpointing"
-        layer.forward = functools.partial(_layer_forward, layer, layer.forward)
+        layer.forward = functools.partial(_layer_forward, layer, layer.forward, rotate)
     model._update_causal_mask = types.MethodType(_keep_padding_mask, model)
     model._forward_core = types.MethodType(_forward_core, model)
 
@@ -143,26 +154,26 @@ def _forward_core(model: HiggsAudioModel, hidden_states: torch.Tensor, causal_ma
     return unpacked.view_as(hidden_states), None, None
 
 
-def _layer_forward(layer: HiggsAudioDualFFNDecoderLayer, stock_forward, hidden_states, *args, **kwargs):
+def _layer_forward(layer: HiggsAudioDualFFNDecoderLayer, stock_forward, rotate: Rotate, hidden_states, *args, **kwargs):
     """Stands in for HiggsAudioDualFFNDecoderLayer.forward: packed rows where `packed_rows` is given, else the stock."""
     rows = kwargs.get("packed_rows")
     if rows is None:
         return stock_forward(hidden_states, *args, **kwargs)
     text, audio = rows.split(hidden_states)
     normed = torch.cat([layer.input_layernorm(text), layer.audio_input_layernorm(audio)])
-    hidden_states = hidden_states + _attend(layer.self_attn, normed, rows)
+    hidden_states = hidden_states + _attend(layer.self_attn, normed, rows, rotate)
     text, audio = rows.split(hidden_states)
     text = text + layer.mlp(layer.post_attention_layernorm(text))
     audio = audio + layer.audio_mlp(layer.audio_post_attention_layernorm(audio))
     return (torch.cat([text, audio]),)
 
 
-def _attend(attention: LlamaAttention, hidden: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+def _attend(attention: LlamaAttention, hidden: torch.Tensor, rows: PackedRows, rotate: Rotate) -> torch.Tensor:
     """Causal self-attention of every sample: [rows, hidden] to [rows, hidden]."""
     query = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim))  # [rows, heads, head_dim]
     key = attention.k_proj(hidden).unflatten(-1, (-1, attention.head_dim))
     value = attention.v_proj(hidden).unflatten(-1, (-1, attention.head_dim))
-    query, key = apply_rotary_pos_emb(query, key, *rows.rope, unsqueeze_dim=1)
+    query, key = rotate(query, key, *rows.rope)
     kernel = _flash_attention_2 if isinstance(attention, LlamaFlashAttention2) else _sdpa
     out = kernel(*(rows.to_grid(states) for states in (query, key, value)))
     return attention.o_proj(rows.from_grid(out).flatten(1))
