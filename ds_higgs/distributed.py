@@ -3,8 +3,10 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -40,6 +42,7 @@ def init_process_group() -> Ranks:
 
     Without a launcher the variables that DeepSpeed reads are set for a group of one, so that it does not look for MPI.
     """
+    _prepare_compiler()
     import deepspeed
 
     ranks = read_ranks()
@@ -108,6 +111,18 @@ def set_up_logging(ranks: Ranks) -> None:
     )
     logger.setLevel(logging.INFO if ranks.is_main else logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _prepare_compiler() -> None:
+    """Let DeepSpeed find this environment's ninja, and keep what it compiles apart from other environments'.
+
+    The default folder is shared by all environments and breaks when two DeepSpeed versions use it.
+    """
+    scripts = str(Path(sys.executable).parent)
+    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
 def _free_port() -> int:

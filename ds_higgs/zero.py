@@ -1,5 +1,6 @@
 """The DeepSpeed JSON that a configuration means."""
 
+import difflib
 from typing import Any
 
 from ds_higgs.config import Config, OptimConfig, ZeroConfig
@@ -17,6 +18,35 @@ OWNED_KEYS = {
     "fp16": "zero.precision (bf16 or fp32; fp16 would need loss scaling)",
     "torch_autocast": "zero.precision",
 }
+
+# DeepSpeed (0.19.8) ignores an unknown top-level key in silence; these are the others that may be set.
+EXTRA_KEYS = frozenset(
+    {
+        "aio",
+        "comet",
+        "comms_logger",
+        "communication_data_type",
+        "compile",
+        "csv_monitor",
+        "data_types",
+        "disable_allgather",
+        "dump_state",
+        "flops_profiler",
+        "gradient_predivide_factor",
+        "graph_harvesting",
+        "keep_in_fp32_modules",
+        "memory_breakdown",
+        "prescale_gradients",
+        "seq_parallel_communication_data_type",
+        "steps_per_print",
+        "tensorboard",
+        "timers",
+        "wall_clock_breakdown",
+        "wandb",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    }
+)
 
 
 def build_deepspeed_config(config: Config, *, cuda: bool = True) -> dict[str, Any]:
@@ -41,7 +71,6 @@ def build_deepspeed_config(config: Config, *, cuda: bool = True) -> dict[str, An
         "optimizer": _optimizer(config.optim, cuda=cuda),
         **_precision(zero),
         "zero_optimization": _zero_optimization(zero),
-        "zero_allow_untested_optimizer": True,
         **_monitors(config),
     }
     return merged(built, zero.extra)
@@ -108,6 +137,7 @@ def _monitors(config: Config) -> dict[str, Any]:
 
 def _check_extra(extra: dict[str, Any]) -> None:
     problems = [f"zero.extra.{key}: set {OWNED_KEYS[key]} instead" for key in extra if key in OWNED_KEYS]
+    problems += [_unknown_key(key) for key in extra if key not in OWNED_KEYS and key not in EXTRA_KEYS]
     zero_section = extra.get("zero_optimization", {})
     problems += [
         f"zero.extra.zero_optimization.{key}: set zero.{key} instead"
@@ -116,3 +146,8 @@ def _check_extra(extra: dict[str, Any]) -> None:
     ]
     if problems:
         raise UserError.from_problems("zero.extra sets what the configuration decides", problems)
+
+
+def _unknown_key(key: str) -> str:
+    near = difflib.get_close_matches(key, sorted(EXTRA_KEYS | set(OWNED_KEYS)), n=1)
+    return f"zero.extra.{key}: no DeepSpeed key that can be set here" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,143 @@
+"""Configuration: defaults, overrides, and every mistake in one message."""
+
+import pytest
+import yaml
+
+from ds_higgs.cli import parse_overrides
+from ds_higgs.config_file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value, resolved, write_config
+from ds_higgs.errors import UserError
+
+MINIMAL = {"run.output_dir": "out", "model.base": "base", "data.train_manifest": "train.json"}
+
+
+def test_defaults_that_users_rely_on():
+    config = load_config(None, MINIMAL)
+    assert (config.run.seed, config.run.epochs) == (0, 1)
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (16, 32, 0.05)
+    assert config.lora.targets == ("attention", "text_ffn", "audio_ffn")
+    assert (config.data.batch_size, config.optim.learning_rate, config.optim.max_grad_norm) == (2, 2e-4, 1.0)
+    assert (config.optim.schedule, config.zero.stage, config.zero.precision) == ("cosine", 2, "bf16")
+    assert (config.checkpoint.save_steps, config.checkpoint.keep_latest, config.checkpoint.resume) == (1000, 3, "auto")
+    assert (config.eval.eval_steps, config.memory.supervised_text_head) == (500, True)
+
+
+def test_short_flags_are_keys():
+    keys = {key for key, _, _ in known_keys()}
+    assert set(SHORT_FLAGS.values()) <= keys
+    typed = """--train_manifest train.json --output_dir out --base_ckpt BASE --batch_size 4 --lr 1e-4 --epochs 2
+        --grad_accum 8 --warmup 10 --wd 0.1 --lora_r 8 --lora_alpha 16 --lora_dropout 0.1 --log_steps 5 --val_steps 7
+        --save_steps 9"""
+    overrides = parse_overrides(typed.split())
+    config = load_config(None, overrides)
+    assert config.optim.learning_rate == 1e-4
+    assert config.optim.gradient_accumulation_steps == 8
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (8, 16, 0.1)
+    assert (config.logging.log_steps, config.eval.eval_steps, config.checkpoint.save_steps) == (5, 7, 9)
+
+
+def test_flags_win_over_the_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "run: {output_dir: out}\nmodel: {base: b}\ndata: {train_manifest: t}\noptim: {learning_rate: 1.0e-5}\n"
+    )
+    overrides = parse_overrides(["--optim.learning_rate", "3e-5", "--zero.extra.wall_clock_breakdown=true"])
+    config = load_config(path, overrides)
+    assert config.optim.learning_rate == 3e-5
+    assert config.zero.extra == {"wall_clock_breakdown": True}
+
+
+def test_three_mistakes_are_reported_together_with_the_nearest_key(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "run: {output_dir: out}\nmodel: {base: b}\ndata: {train_manifest: t, batch_sise: 2}\n"
+        "optim: {learning_rate: -1}\nzero: {stage: 7}\n"
+    )
+    with pytest.raises(UserError) as error:
+        load_config(path, {})
+    message = str(error.value)
+    assert str(path) in message
+    assert "data.batch_sise: unknown key; did you mean data.batch_size?" in message
+    assert "optim.learning_rate" in message
+    assert "found -1" in message
+    assert "zero.stage" in message
+    assert message.count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a: [", "not valid YAML"), ("- a", "found a list"), ("", "found nothing"), ("a", "found a str")],
+)
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, text, expected):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=expected) as error:
+        load_config(path, {})
+    assert str(path) in str(error.value)
+
+
+def test_missing_file_and_bytes_that_are_no_text(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_config(tmp_path / "none.yaml", {})
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path / "bytes.yaml", {})
+
+
+def test_missing_keys_say_what_they_are():
+    with pytest.raises(UserError) as error:
+        load_config(None, {"run.output_dir": "out"})
+    assert "model: missing (needs model.base)" in str(error.value)
+    assert "data: missing (needs data.train_manifest)" in str(error.value)
+
+
+def test_wrong_flags_are_all_listed():
+    with pytest.raises(UserError) as error:
+        parse_overrides(["--optim.lr", "1", "word", "--data.batch_size"])
+    message = str(error.value)
+    assert "--optim.lr: unknown flag; did you mean --optim." in message
+    assert "word: expected a flag" in message
+    assert "--data.batch_size: expected a value" in message
+
+
+def test_the_launchers_local_rank_is_ignored():
+    assert parse_overrides(["--local_rank=3", "--lr", "1"]) == {"optim.learning_rate": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("3", 3),
+        ("true", True),
+        ("null", None),
+        ("[a, b]", ["a", "b"]),
+        ("a: b: c", "a: b: c"),
+        ("x", "x"),
+    ],
+)
+def test_values_are_read_as_yaml_reads_them(text, value):
+    assert parse_value(text) == value
+
+
+def test_resolved_file_reproduces_the_configuration(tmp_path):
+    config = load_config(None, {**MINIMAL, "run.output_dir": str(tmp_path), "loss.codebook_weights": [1] * 8})
+    write_config(config, tmp_path / "config.yaml")
+    again = load_config(tmp_path / "config.yaml", {})
+    assert resolved(again) == resolved(config)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["train_manifest"].startswith("/")
+
+
+def test_nothing_to_learn_is_refused():
+    with pytest.raises(UserError, match="nothing would be learned"):
+        load_config(None, {**MINIMAL, "loss.text_weight": 0, "loss.audio_weight": 0})
+
+
+def test_stage_0_cannot_offload():
+    with pytest.raises(UserError, match="stage 0 does not split the optimizer"):
+        load_config(None, {**MINIMAL, "zero.stage": 0, "zero.offload_optimizer": True})
+
+
+def test_nearest_key_knows_the_section_or_the_name():
+    assert nearest_key("optim.learning_rte") == "optim.learning_rate"
+    assert nearest_key("learning_rate") == "optim.learning_rate"
+    assert nearest_key("qqqqqqqq") is None
