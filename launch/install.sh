@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Make a virtual environment and install ds_higgs with everything it needs; quick where that is done already.
+#
+#   bash launch/install.sh [VENV] [EXTRAS]       default: .venv, no extras; EXTRAS: dev, codec, ...
+#
+# PYTHON: the interpreter (python3). TORCH: what to install as torch; torch is left alone where VENV has one.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=${1:-.venv}
+extras=${2:-}
+python=${PYTHON:-python3}
+torch=${TORCH:-torch==2.13.0}
+
+state=$(cat pyproject.toml launch/install.sh | cksum)" $extras"
+if [[ -f $venv/.installed && $(<"$venv/.installed") == "$state" ]]; then
+  exit 0
+fi
+
+"$python" - <<'CHECK'
+import shutil, sys
+if sys.version_info < (3, 10):
+    sys.exit(f"Python {sys.version.split()[0]} found, 3.10 or newer expected (set PYTHON=...)")
+if not shutil.which("g++"):
+    sys.exit("g++ not found: DeepSpeed compiles a small extension at first use (Debian: apt install g++)")
+CHECK
+
+echo "installing into $venv"
+[[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q)
+# torch first and alone: the other packages then take the one that is there.
+"$venv/bin/python" -c "import torch" 2>/dev/null || "${pip[@]}" "$torch"
+"${pip[@]}" -e ".${extras:+[$extras]}"
+# Its declared dependencies would replace torch and break transformers.
+"${pip[@]}" --no-deps boson-multimodal==0.1.1
+echo "$state" >"$venv/.installed"
