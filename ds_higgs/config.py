@@ -144,6 +144,7 @@ class MemoryConfig(Section):
         "auto", description="Which decoder layers are computed again in the backward pass; N: every N-th."
     )
     supervised_text_head: bool = Field(True, description="Run the heads only where a label stands.")
+    packed_rows: bool = Field(True, description="Run the layers on packed text and audio rows, without padding.")
     kernels: Literal["auto", "torch", "liger"] = Field("auto", description="auto: liger where installed, on CUDA.")
     attention: Literal["auto", "sdpa", "flash_attention_2"] = Field("auto", description="Attention implementation.")
 

@@ -15,9 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ds_higgs.config import Config, MemoryConfig
 from ds_higgs.distributed import Ranks
-from ds_higgs.model.activation_checkpointing import enable_activation_checkpointing
+from ds_higgs.model.kernels import choose_attention, choose_kernels
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.lora import apply_lora, unwrap
+from ds_higgs.model.patches import apply_patches
+from ds_higgs.model.quantization import check_quantization
 from ds_higgs.schedule import learning_rate_factor
 from ds_higgs.train_step import StepModule
 
@@ -26,12 +28,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def build_lora_model(config: Config, base: Path) -> PeftModel:
     """The base model with LoRA on it, on the CPU; the same weights on every rank, from `run.seed`."""
+    quantization = None if config.model.quantization == "none" else config.model.quantization
+    check_quantization(quantization, device_type=device_type(), zero_stage=config.zero.stage)
+    dtype = DTYPES[config.zero.precision]
     seed_everything(config.run.seed)
     model = load_model(
         base,
-        dtype=DTYPES[config.zero.precision],
-        attention="sdpa" if config.memory.attention == "auto" else config.memory.attention,
+        dtype=dtype,
+        attention=choose_attention(config.memory.attention, device_type=device_type(), dtype=dtype),
         allow_fork=config.model.allow_fork,
+        quantization=quantization,
     )
     lora = config.lora
     return apply_lora(
@@ -47,10 +53,20 @@ def build_lora_model(config: Config, base: Path) -> PeftModel:
 
 
 def apply_memory_settings(model: PeftModel, memory: MemoryConfig) -> None:
-    """Patch the model's layers as `memory` asks; results stay the same."""
+    """Patch the model's layers as `memory` asks; results stay the same, up to rounding."""
     policy = memory.activation_checkpointing
-    if policy != "none":
-        enable_activation_checkpointing(unwrap(model), every=policy if isinstance(policy, int) else 1)
+    every = {"none": None, "full": 1, "auto": 1}[policy] if isinstance(policy, str) else policy
+    apply_patches(
+        unwrap(model),
+        packed_rows=memory.packed_rows,
+        kernels=choose_kernels(memory.kernels, device_type=device_type()),
+        activation_checkpointing=every,
+    )
+
+
+def device_type() -> str:
+    """Of the device that this process trains on: "cuda" or "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build_engine(
