@@ -48,7 +48,7 @@ class ModelConfig(Section):
         None, description="Hub revision; for the released repository, by default the last one in the original format."
     )
     allow_fork: bool = Field(False, description="Accept a boson_multimodal whose forward computes losses itself.")
-    quantization: Literal["none", "nf4"] = Field("none", description="Hold the frozen base in 4 bits (bitsandbytes).")
+    quantization: Literal["nf4"] | None = Field(None, description="Hold the frozen base in 4 bits (bitsandbytes).")
 
 
 class LoraConfig(Section):
@@ -144,7 +144,9 @@ class MemoryConfig(Section):
         "auto", description="Which decoder layers are computed again in the backward pass; N: every N-th."
     )
     supervised_text_head: bool = Field(True, description="Run the heads only where a label stands.")
-    packed_rows: bool = Field(True, description="Run the layers on packed text and audio rows, without padding.")
+    packed_rows: bool = Field(
+        True, description="Lay text and audio rows out once per batch: no padding, no waiting inside the layers."
+    )
     kernels: Literal["auto", "torch", "liger"] = Field("auto", description="auto: liger where installed, on CUDA.")
     attention: Literal["auto", "sdpa", "flash_attention_2"] = Field("auto", description="Attention implementation.")
 

@@ -1,6 +1,7 @@
 """Base checkpoint, LoRA and memory settings to a DeepSpeed engine."""
 
 import random
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from peft import PeftModel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ds_higgs.config import Config, MemoryConfig
+from ds_higgs.config import Config
 from ds_higgs.distributed import Ranks
 from ds_higgs.model.kernels import choose_attention, choose_kernels
 from ds_higgs.model.loading import load_model
@@ -26,21 +27,44 @@ from ds_higgs.train_step import StepModule
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def build_lora_model(config: Config, base: Path) -> PeftModel:
-    """The base model with LoRA on it, on the CPU; the same weights on every rank, from `run.seed`."""
-    quantization = None if config.model.quantization == "none" else config.model.quantization
-    check_quantization(quantization, device_type=device_type(), zero_stage=config.zero.stage)
-    dtype = DTYPES[config.zero.precision]
+@dataclass(frozen=True)
+class MemorySettings:
+    """The memory section, with every `auto` decided and everything checked that can be before weights are read."""
+
+    attention: str
+    kernels: str
+    packed_rows: bool
+    activation_checkpointing: int | None
+
+
+def choose_memory_settings(config: Config, *, device_type: str) -> MemorySettings:
+    """Decide what `auto` means on this device.
+
+    Raises:
+        UserError: for kernels, attention or quantization that cannot work here.
+    """
+    check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage)
+    memory, policy = config.memory, config.memory.activation_checkpointing
+    return MemorySettings(
+        attention=choose_attention(memory.attention, device_type=device_type, dtype=DTYPES[config.zero.precision]),
+        kernels=choose_kernels(memory.kernels, device_type=device_type),
+        packed_rows=memory.packed_rows,
+        activation_checkpointing=policy if isinstance(policy, int) else {"none": None, "full": 1, "auto": 1}[policy],
+    )
+
+
+def build_lora_model(config: Config, base: Path, settings: MemorySettings) -> PeftModel:
+    """The base model with LoRA and the memory patches on it, on the CPU; the same weights on every rank."""
     seed_everything(config.run.seed)
     model = load_model(
         base,
-        dtype=dtype,
-        attention=choose_attention(config.memory.attention, device_type=device_type(), dtype=dtype),
+        dtype=DTYPES[config.zero.precision],
+        attention=settings.attention,
         allow_fork=config.model.allow_fork,
-        quantization=quantization,
+        quantization=config.model.quantization,
     )
     lora = config.lora
-    return apply_lora(
+    peft_model = apply_lora(
         model,
         rank=lora.rank,
         alpha=lora.alpha,
@@ -50,23 +74,13 @@ def build_lora_model(config: Config, base: Path) -> PeftModel:
         rslora=lora.rslora,
         dora=lora.dora,
     )
-
-
-def apply_memory_settings(model: PeftModel, memory: MemoryConfig) -> None:
-    """Patch the model's layers as `memory` asks; results stay the same, up to rounding."""
-    policy = memory.activation_checkpointing
-    every = {"none": None, "full": 1, "auto": 1}[policy] if isinstance(policy, str) else policy
     apply_patches(
-        unwrap(model),
-        packed_rows=memory.packed_rows,
-        kernels=choose_kernels(memory.kernels, device_type=device_type()),
-        activation_checkpointing=every,
+        unwrap(peft_model),
+        packed_rows=settings.packed_rows,
+        kernels=settings.kernels,
+        activation_checkpointing=settings.activation_checkpointing,
     )
-
-
-def device_type() -> str:
-    """Of the device that this process trains on: "cuda" or "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return peft_model
 
 
 def build_engine(

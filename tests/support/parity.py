@@ -8,7 +8,7 @@ from torch import nn
 
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
 from ds_higgs.config import Config
-from ds_higgs.engine import build_lora_model
+from ds_higgs.engine import build_lora_model, choose_memory_settings
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 from tests.support.batches import Sample, make_batch
 
@@ -48,7 +48,8 @@ def parity_config(base: Path, *, stage: int = 2, **zero: Any) -> Config:
 
 def build_model(config: Config) -> nn.Module:
     """The LoRA model with nothing left at zero, so that every weight has a gradient."""
-    model = build_lora_model(config, Path(config.model.base))
+    settings = choose_memory_settings(config, device_type="cpu")
+    model = build_lora_model(config, Path(config.model.base), settings)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
