@@ -1,0 +1,163 @@
+"""Check a manifest's samples and tokenize them, each rank its share, the results in files that every rank reads."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from boson_multimodal.data_types import AudioContent, ChatMLSample
+from safetensors.numpy import load_file, save
+
+from ds_higgs.data.chatml import NO_URL, TokenizedSample, parse_sample, tokenize
+from ds_higgs.data.clips import Clip, ClipFinder, clips_from_json, clips_to_json
+from ds_higgs.data.files import write_atomically
+from ds_higgs.data.manifest import Entry, problem_at, read_manifest
+from ds_higgs.data.problems import BadSampleError, Problem
+from ds_higgs.data.rules import SampleRules, check_fits
+
+
+@dataclass(frozen=True)
+class AnalysedSample:
+    """number: its place in the manifest; clips: one per placeholder, in order."""
+
+    number: int
+    tokenized: TokenizedSample
+    clips: list[Clip]
+    speaker: str | None
+
+
+@dataclass
+class Part:
+    """What one rank found in its share of a manifest."""
+
+    samples: list[AnalysedSample] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def analyse(entries: Iterable[Entry], manifest: Path, rules: SampleRules, finder: ClipFinder) -> Part:
+    """Check and tokenize entries; what is wrong becomes problems, at the place where it was found."""
+    part = Part()
+    for entry in entries:
+        sample, messages = analyse_entry(entry, rules, finder)
+        if sample is not None:
+            part.samples.append(sample)
+        part.problems += [problem_at(manifest, entry.number, error.message, error.expected) for error in messages]
+    return part
+
+
+def analyse_entry(
+    entry: Entry, rules: SampleRules, finder: ClipFinder
+) -> tuple[AnalysedSample | None, list[BadSampleError]]:
+    """The sample, or None and everything that is wrong with it."""
+    if entry.error is not None:
+        return None, [BadSampleError(entry.error)]
+    try:
+        sample = parse_sample(entry.data)
+        tokenized = tokenize(sample, rules.tokenizer, rules.layout)
+    except BadSampleError as error:
+        return None, [error]
+    clips, errors = _find_clips(tokenized.clips, entry, finder)
+    if not errors:
+        errors = check_fits(tokenized, clips, rules)
+    if errors:
+        return None, errors
+    return AnalysedSample(entry.number, tokenized, clips, speaker_of(sample)), []
+
+
+def share_of(manifest: Path, rank: int, world_size: int) -> Iterator[Entry]:
+    """Every `world_size`-th entry of the manifest."""
+    for count, entry in enumerate(read_manifest(manifest)):
+        if count % world_size == rank:
+            yield entry
+
+
+def speaker_of(sample: ChatMLSample) -> str | None:
+    """The speaker, where boson looks for it."""
+    if sample.speaker is not None:
+        return sample.speaker
+    speaker = (sample.misc or {}).get("speaker")
+    return None if speaker is None else str(speaker)
+
+
+def write_part(folder: Path, rank: int, part: Part) -> None:
+    """Write a rank's part: arrays for the samples, JSON for clips and problems."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"samples-{rank}.safetensors", save(pack_samples(part.samples)))
+    listing = {
+        "clips": [clips_to_json(sample.clips) for sample in part.samples],
+        "speakers": [sample.speaker for sample in part.samples],
+        "problems": [astuple(problem) for problem in part.problems],
+    }
+    write_atomically(folder / f"listing-{rank}.json", json.dumps(listing).encode())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of all ranks, put together in manifest order.
+
+    arrays: see `pack_samples`.
+    clips: for each sample, one per placeholder.
+    """
+
+    arrays: dict[str, np.ndarray]
+    clips: list[list[Clip]]
+    speakers: list[str | None]
+    problems: list[Problem]
+
+
+def read_parts(folder: Path, world_size: int) -> Parts:
+    """What the ranks wrote with `write_part`."""
+    listings = [json.loads((folder / f"listing-{rank}.json").read_text("utf-8")) for rank in range(world_size)]
+    packed = [load_file(folder / f"samples-{rank}.safetensors") for rank in range(world_size)]
+    clips = [clips_from_json(rows) for listing in listings for rows in listing["clips"]]
+    speakers = [speaker for listing in listings for speaker in listing["speakers"]]
+    order = np.argsort(np.concatenate([part["numbers"] for part in packed]), kind="stable")
+    return Parts(
+        arrays=merge_packed(packed, order),
+        clips=[clips[index] for index in order],
+        speakers=[speakers[index] for index in order],
+        problems=sorted(Problem(*row) for listing in listings for row in listing["problems"]),
+    )
+
+
+def pack_samples(samples: Sequence[AnalysedSample]) -> dict[str, np.ndarray]:
+    """Flat arrays: numbers [n], token_counts [n], tokens and supervised [all tokens]."""
+    tokens = [np.asarray(sample.tokenized.tokens, dtype=np.int32) for sample in samples]
+    supervised = [np.asarray(sample.tokenized.supervised, dtype=np.bool_) for sample in samples]
+    return {
+        "numbers": np.asarray([sample.number for sample in samples], dtype=np.int64),
+        "token_counts": np.asarray([len(row) for row in tokens], dtype=np.int64),
+        "tokens": np.concatenate([np.zeros(0, np.int32), *tokens]),
+        "supervised": np.concatenate([np.zeros(0, np.bool_), *supervised]),
+    }
+
+
+def merge_packed(packed: Sequence[dict[str, np.ndarray]], order: np.ndarray) -> dict[str, np.ndarray]:
+    """Concatenate packed samples and bring them into `order` (or keep those that it names)."""
+    joined = {name: np.concatenate([part[name] for part in packed]) for name in packed[0]}
+    counts = joined["token_counts"]
+    starts = np.cumsum(counts) - counts
+    new_counts = counts[order]
+    new_starts = np.cumsum(new_counts) - new_counts
+    gather = np.arange(new_counts.sum()) + np.repeat(starts[order] - new_starts, new_counts)
+    return {
+        "numbers": joined["numbers"][order],
+        "token_counts": new_counts,
+        "tokens": joined["tokens"][gather],
+        "supervised": joined["supervised"][gather],
+    }
+
+
+def _find_clips(
+    contents: Sequence[AudioContent], entry: Entry, finder: ClipFinder
+) -> tuple[list[Clip], list[BadSampleError]]:
+    clips, errors = [], []
+    raw_items = 0
+    for content in contents:
+        try:
+            clips.append(finder.find(content, start=entry.start, end=entry.end, item=raw_items))
+        except BadSampleError as error:
+            errors.append(error)
+        raw_items += content.audio_url in NO_URL
+    return clips, errors

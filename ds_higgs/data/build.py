@@ -1,0 +1,174 @@
+"""From a manifest to a data set: check every sample, encode what the cache lacks, each rank its share."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ds_higgs.data.analysis import (
+    Parts,
+    analyse,
+    merge_packed,
+    read_parts,
+    share_of,
+    write_part,
+)
+from ds_higgs.data.cache import CodeCache
+from ds_higgs.data.clips import ClipFinder, HashMemo
+from ds_higgs.data.codec import AudioCodec
+from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.encoding import Encoder, Progress, plan_units
+from ds_higgs.data.files import write_atomically
+from ds_higgs.data.manifest import problem_at
+from ds_higgs.data.problems import Problem, raise_problems, write_rejected
+from ds_higgs.data.rules import SampleRules
+from ds_higgs.errors import UserError
+
+OLD_PARTS_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that build a data set together; alone by default."""
+
+    rank: int = 0
+    world_size: int = 1
+    barrier: Callable[[], None] = lambda: None
+
+
+def build_dataset(
+    manifest: Path,
+    *,
+    rules: SampleRules,
+    cache_dir: Path,
+    on_bad_sample: Literal["error", "skip"] = "error",
+    rejected_path: Path | None = None,
+    device: str = "cpu",
+    ranks: Ranks = Ranks(),
+    progress: Progress | None = None,
+) -> HiggsDataset:
+    """Check all samples and encode what the cache lacks; every rank returns the same data set.
+
+    Args:
+        rejected_path: where `on_bad_sample="skip"` lists what it leaves out.
+        device: where the codec runs, if it is needed.
+        progress: called with the number of clips done and of all clips.
+
+    Raises:
+        UserError: with every problem of the manifest (`error`), or no sample is left (`skip`); on every rank.
+    """
+    preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=ranks)
+    preparation.analyse()
+    refused = on_bad_sample == "error" and bool(preparation.problems)
+    preparation.encode(None if refused else lambda: rules.codec.load(device), progress=progress)
+    if preparation.problems and on_bad_sample == "error":
+        raise_problems(manifest, preparation.problems)
+    if rejected_path is not None and ranks.rank == 0:
+        write_rejected(rejected_path, manifest, preparation.problems)
+    return preparation.dataset()
+
+
+class Preparation:
+    """The steps from a manifest to its data set; all ranks take them together.
+
+    Ranks tell each other what they found through files in the cache folder, so a barrier is all they need.
+
+    problems: everything found so far, of all ranks.
+    parts: the samples, after `analyse`.
+    """
+
+    def __init__(
+        self,
+        manifest: Path,
+        *,
+        rules: SampleRules,
+        cache_dir: Path,
+        ranks: Ranks = Ranks(),
+    ):
+        self.manifest = manifest
+        self.problems: list[Problem] = []
+        self.parts: Parts
+        self.num_encoded = 0
+        self._rules = rules
+        self._cache_dir = cache_dir
+        self._cache = CodeCache(cache_dir, rules.codec.identity)
+        self._ranks = ranks
+        self._folder = _parts_folder(cache_dir, manifest, rules.codec.identity, ranks.world_size)
+
+    def analyse(self) -> None:
+        """Check and tokenize all samples, as far as audio headers go."""
+        self._cache.remove_corrupt(share=self._ranks.rank, shares=self._ranks.world_size)
+        self._ranks.barrier()
+        self._cache = CodeCache(self._cache_dir, self._rules.codec.identity)
+        self._cache.scan()
+        memo = HashMemo(self._cache_dir)
+        audio_root = self._rules.audio_root or self.manifest.parent
+        finder = ClipFinder(self._cache, memo, audio_root=audio_root, limits=self._rules.limits)
+        entries = share_of(self.manifest, self._ranks.rank, self._ranks.world_size)
+        part = analyse(entries, self.manifest, self._rules, finder)
+        memo.save()
+        write_part(self._folder, self._ranks.rank, part)
+        self._ranks.barrier()
+        self.parts = read_parts(self._folder, self._ranks.world_size)
+        self.problems = list(self.parts.problems)
+        if not self.problems and not self.parts.clips:
+            raise UserError(f"{self.manifest}: the manifest holds no samples")
+
+    def encode(self, load_codec: Callable[[], AudioCodec] | None, *, progress: Progress | None = None) -> None:
+        """Encode what the cache lacks (without a codec: only decode and check it)."""
+        units = plan_units(clip for clips in self.parts.clips for clip in clips)
+        self._cache.scan()
+        encoder = Encoder(self._cache, self.manifest, load_codec, rate=self._rules.codec.sampling_rate)
+        first = self._ranks.rank * len(units) // self._ranks.world_size
+        encoder.encode_all(units, first=first, progress=progress)
+        self.num_encoded = encoder.num_encoded
+        failures = {key: (error.message, error.expected) for key, error in encoder.failures.items()}
+        write_atomically(self._folder / f"failures-{self._ranks.rank}.json", json.dumps(failures).encode())
+        self._ranks.barrier()
+        self._cache.scan()
+        self.problems += self._audio_problems()
+
+    def dataset(self) -> HiggsDataset:
+        """The data set of all samples without a problem.
+
+        Raises:
+            UserError: there is none.
+        """
+        numbers = self.parts.arrays["numbers"]
+        good = np.flatnonzero(~np.isin(numbers, [problem.number for problem in self.problems]))
+        if not len(good):
+            raise_problems(self.manifest, self.problems)
+        arrays = merge_packed([self.parts.arrays], good)
+        clips = [self.parts.clips[index] for index in good]
+        return HiggsDataset(self.manifest, arrays, clips, cache=self._cache, layout=self._rules.layout)
+
+    def _audio_problems(self) -> list[Problem]:
+        failures: dict[str, tuple[str, str | None]] = {}
+        for rank in range(self._ranks.world_size):
+            failures |= json.loads((self._folder / f"failures-{rank}.json").read_text("utf-8"))
+        problems = []
+        for number, clips in zip(self.parts.arrays["numbers"], self.parts.clips, strict=True):
+            for key in dict.fromkeys(clip.key for clip in clips if clip.key in failures):
+                problems.append(problem_at(self.manifest, int(number), *failures[key]))
+        return problems
+
+
+def _parts_folder(cache_dir: Path, manifest: Path, codec_identity: str, world_size: int) -> Path:
+    """Where the ranks of this run meet; folders that no run has used for a day are deleted."""
+    parts = cache_dir / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    for old in parts.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process deletes it too
+            if time.time() - old.stat().st_mtime > OLD_PARTS_SECONDS:
+                shutil.rmtree(old)
+    name = hashlib.sha256(f"{manifest.resolve()}\n{codec_identity}\n{world_size}".encode()).hexdigest()[:16]
+    folder = parts / name
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -1,0 +1,172 @@
+"""Audio clips of a manifest: where their audio lies, its content hash, what their header tells."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from boson_multimodal.data_types import AudioContent
+
+from ds_higgs.data.audio import AudioLimits, AudioSource, Segment, check_file, check_header, decode_base64
+from ds_higgs.data.cache import CodeCache, clip_key
+from ds_higgs.data.chatml import NO_URL
+from ds_higgs.data.files import hash_file, write_atomically
+from ds_higgs.data.manifest import read_entry
+from ds_higgs.data.problems import BadSampleError
+
+MAX_MEMO_FILES = 32
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of audio, ready to be found again.
+
+    path: its file, or "" where the manifest itself holds the audio: then `start` and `end` are the bytes of its
+        entry there, and `item` counts the entry's raw audio items.
+    seconds: length as the header tells it.
+    """
+
+    key: str
+    path: str
+    start: int
+    end: int
+    item: int
+    offset: float
+    duration: float | None
+    seconds: float
+
+    @property
+    def segment(self) -> Segment:
+        return Segment(self.offset, self.duration)
+
+    def source(self, manifest: Path) -> AudioSource:
+        """The audio file, or the bytes of the manifest's raw audio."""
+        if self.path:
+            return Path(self.path)
+        return decode_base64(raw_audio_items(read_entry(manifest, self.start, self.end))[self.item])
+
+
+def raw_audio_items(data: dict) -> list[str]:
+    """The base64 texts of a checked manifest entry that are used (no file is named beside them)."""
+    contents = [message["content"] for message in data["messages"]]
+    items = [item for content in contents for item in (content if isinstance(content, list) else [content])]
+    audio = [item for item in items if isinstance(item, dict) and item["type"] == "audio"]
+    return [item["raw_audio"] for item in audio if item.get("audio_url") in (None, *NO_URL)]
+
+
+class HashMemo:
+    """Content hashes of audio files, remembered by path, size and modification time."""
+
+    def __init__(self, cache_dir: Path):
+        self._folder = cache_dir / "hashes"
+        self._known: dict[str, tuple[int, int, str]] = {}
+        self._new: dict[str, tuple[int, int, str]] = {}
+        for path in self._files():
+            self._known.update(_read_memo(path))
+
+    def hash(self, path: Path) -> str:
+        """Raises BadSampleError where the file is missing, unreadable or empty."""
+        status = check_file(path)
+        size, modified, content_hash = self._known.get(str(path), (0, 0, ""))
+        if (size, modified) != (status.st_size, status.st_mtime_ns):
+            content_hash = hash_file(path)
+            entry = (status.st_size, status.st_mtime_ns, content_hash)
+            self._known[str(path)] = self._new[str(path)] = entry
+        return content_hash
+
+    def save(self) -> None:
+        """Write what has been hashed since the memo was read; many small files are merged into one."""
+        if not self._new:
+            return
+        merged = self._files() if len(self._files()) >= MAX_MEMO_FILES else []
+        content = json.dumps(self._known if merged else self._new).encode()
+        path = self._folder / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+        self._new = {}
+        for old in merged:
+            if old != path:
+                old.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """Oldest first, so that the newest entry for a path wins."""
+        return sorted(self._folder.glob("*.json"), key=_modification_time)
+
+
+class ClipFinder:
+    """Turns a sample's audio items into checked clips with their cache keys."""
+
+    def __init__(self, cache: CodeCache, memo: HashMemo, *, audio_root: Path, limits: AudioLimits):
+        self._cache = cache
+        self._memo = memo
+        self._audio_root = audio_root
+        self._limits = limits
+        self._seconds: dict[str, float | BadSampleError] = {}  # by key, what the header gave
+
+    def find(self, content: AudioContent, *, start: int, end: int, item: int) -> Clip:
+        """Check an audio item as far as its header goes (a cached clip needs no look).
+
+        Args:
+            start, end: bytes of the sample's entry in the manifest; item: counts its raw audio items.
+
+        Raises:
+            BadSampleError: the audio cannot be used.
+        """
+        offset, duration = content.offset or 0.0, content.duration
+        source: AudioSource
+        if content.audio_url in NO_URL:
+            path, source = "", decode_base64(content.raw_audio or "")
+            content_hash = hashlib.sha256(source).hexdigest()
+        else:
+            path, source = self._locate(content.audio_url)
+            content_hash = self._memo.hash(source)
+        key = clip_key(content_hash, offset=offset, duration=duration, codec_identity=self._cache.codec_identity)
+        seconds = self._check(key, source, Segment(offset, duration))
+        return Clip(key, path, start, end, item, offset, duration, seconds)
+
+    def _locate(self, audio_url: str) -> tuple[str, Path]:
+        path = self._audio_root / audio_url
+        return str(path), path
+
+    def _check(self, key: str, source: AudioSource, segment: Segment) -> float:
+        if key in self._cache:
+            seconds = self._cache[key].seconds
+            self._limits.check(seconds)
+            return seconds
+        if key not in self._seconds:
+            try:
+                self._seconds[key] = check_header(source, segment, self._limits)
+            except BadSampleError as error:
+                self._seconds[key] = error
+        found = self._seconds[key]
+        if isinstance(found, BadSampleError):
+            raise found
+        return found
+
+
+def clips_to_json(clips: Iterable[Clip]) -> list[list]:
+    return [list(astuple(clip)) for clip in clips]
+
+
+def clips_from_json(rows: list[list]) -> list[Clip]:
+    return [Clip(*row) for row in rows]
+
+
+def _modification_time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # merged by another process
+        return 0
+
+
+def _read_memo(path: Path) -> dict[str, tuple[int, int, str]]:
+    try:
+        return {
+            name: (size, modified, digest) for name, (size, modified, digest) in json.loads(path.read_text()).items()
+        }
+    except FileNotFoundError:  # merged by another process
+        return {}
+    except (ValueError, AttributeError, TypeError):
+        path.unlink(missing_ok=True)
+        return {}

@@ -1,0 +1,123 @@
+"""Steps for ranks: coverage, fillers, resume, workers, and no touch of the global random state."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from ds_higgs.batch import IGNORE_INDEX
+from ds_higgs.data.collation import BatchCollator
+from ds_higgs.data.loader import StepLoader
+from ds_higgs.errors import UserError
+
+
+@pytest.fixture
+def make_loader(mixed_dataset, make_rules):
+    def make(**settings):
+        return StepLoader(mixed_dataset, BatchCollator(make_rules().layout), **{"batch_size": 2, **settings})
+
+    return make
+
+
+def ids_of(steps):
+    return [[batch.sample_ids for batch in step] for step in steps]
+
+
+def assert_equal_batches(first, second):
+    assert first.sample_ids == second.sample_ids
+    assert first.num_tokens == second.num_tokens
+    assert torch.equal(first.labels.text, second.labels.text)
+    assert torch.equal(first.labels.audio, second.labels.audio)
+    assert set(first.model_inputs) == set(second.model_inputs)
+    assert all(torch.equal(first.model_inputs[name], second.model_inputs[name]) for name in first.model_inputs)
+
+
+def test_micro_batches_are_dealt_as_the_plan_says(make_loader):
+    (whole,) = [[batch.sample_ids for step in make_loader() for batch in step]]
+    steps = [ids_of(make_loader(rank=rank, world_size=2, gradient_accumulation_steps=2)) for rank in range(2)]
+    for step, rank, slot in itertools.product(range(2), range(2), range(2)):
+        number = 4 * step + 2 * slot + rank
+        assert steps[rank][step][slot] == (whole[number] if number < len(whole) else ())
+
+
+def test_a_filler_counts_nothing_but_has_audio(make_loader):
+    loaders = [make_loader(rank=rank, world_size=4, gradient_accumulation_steps=2) for rank in range(4)]
+    batches = [batch for loader in loaders for step in loader for batch in step]
+    fillers = [batch for batch in batches if batch.sample_ids == ()]
+    assert len(batches) == 8
+    assert len(fillers) == 3
+    for filler in fillers:
+        assert filler.num_tokens == 0
+        assert (filler.labels.text == IGNORE_INDEX).all()
+        assert (filler.labels.audio == IGNORE_INDEX).all()
+        assert filler.model_inputs["audio_out_ids"].shape[1] > 0
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 2}, {"batch_size": None, "max_tokens": 250}])
+def test_workers_give_the_same_batches(make_loader, settings):
+    plain, with_workers = make_loader(**settings), make_loader(num_workers=2, **settings)
+    for _ in range(2):
+        steps = list(zip(plain, with_workers, strict=True))
+        assert len(steps) > 3
+        for first, second in steps:
+            assert_equal_batches(first[0], second[0])
+
+
+def test_resuming_goes_on_after_the_last_step_handed_out(make_loader):
+    """Also where workers have already collated further."""
+    loader = make_loader(num_workers=2)
+    expected = ids_of(loader) + ids_of(loader)
+    for done in range(len(expected) + 1):
+        loader = make_loader(num_workers=2)
+        steps = itertools.chain(loader, loader)
+        seen = [next(steps) for _ in range(done)]
+        resumed = make_loader()
+        resumed.load_state_dict(loader.state_dict())
+        rest = ids_of(resumed) if resumed.epoch == 1 else ids_of(resumed) + ids_of(resumed)
+        if done < len(expected):
+            assert ids_of(seen) + rest == expected
+
+
+def test_the_state_at_an_epochs_end_is_the_next_epochs_start(make_loader):
+    loader = make_loader()
+    for _ in loader:
+        state = loader.state_dict()
+    assert (state["epoch"], state["micro_batches_done"]) == (1, 0)
+    assert state == loader.state_dict()
+
+
+def test_epochs_differ_and_a_seed_repeats_them(make_loader):
+    loader = make_loader()
+    first, second = ids_of(loader), ids_of(loader)
+    assert first != second
+    assert sorted(itertools.chain(*itertools.chain(*first))) == sorted(itertools.chain(*itertools.chain(*second)))
+    assert ids_of(make_loader()) == first
+    assert ids_of(make_loader(seed=1)) != first
+
+
+def test_changed_data_cannot_be_resumed_inside_an_epoch(make_loader):
+    loader = make_loader()
+    next(iter(loader))
+    for changes in ({"batch_size": 3}, {"seed": 5}):
+        with pytest.raises(UserError, match=f"{next(iter(changes))} was "):
+            make_loader(**changes).load_state_dict(loader.state_dict())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loading_leaves_the_global_random_state_alone(make_loader, num_workers):
+    """Else a resumed run, which loads fewer batches, would draw other dropout masks."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for _ in make_loader(num_workers=num_workers):
+        pass
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+
+
+def test_total_steps_counts_the_steps_of_all_epochs(make_loader):
+    for settings in ({"batch_size": 4}, {"batch_size": None, "max_tokens": 250}):
+        loader = make_loader(world_size=2, gradient_accumulation_steps=2, **settings)
+        assert loader.steps_per_epoch == loader.steps_in_epoch(0)
+        assert loader.total_steps(3) == sum(len(list(loader)) for _ in range(3))
