@@ -34,9 +34,9 @@ def save_native_model(model: HiggsAudioModel, folder: Path, *, eos_token_id: int
     config = native_format.to_native_config(model.config, eos_token_id=eos_token_id)
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     token_ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(folder / "generation_config.json", token_ids | SAMPLING_DEFAULTS)
+    write_json(folder / "generation_config.json", token_ids | SAMPLING_DEFAULTS)
     weights = {native_format.to_native_name(name): weight for name, weight in model.state_dict().items()}
     save_torch_state_dict(weights, folder)
 
@@ -48,8 +48,9 @@ def save_native_adapter(adapter: Path, folder: Path, *, base: str) -> None:
     renamed = {native_format.to_native_adapter_name(name): tensor for name, tensor in tensors.items()}
     save_file(renamed, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    _write_json(folder / ADAPTER_CONFIG, native_format.to_native_adapter_config(config, base=base))
+    write_json(folder / ADAPTER_CONFIG, native_format.to_native_adapter_config(config, base=base))
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write `content` as people read JSON."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,54 @@
+"""The trained weights in a checkpoint, under the names that PEFT gives them in an adapter."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import torch
+
+from ds_higgs.checkpoint.finding import verify_checkpoint
+from ds_higgs.checkpoint.marker import read_marker
+from ds_higgs.errors import UserError
+
+_MODULE_PREFIX = "peft_model."  # of StepModule, which DeepSpeed wraps
+_ADAPTER_NAME = "default"
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def read_adapter_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The adapter's tensors in the precision of the run, as PEFT's `save_pretrained` would name them.
+
+    Reads DeepSpeed's own files, which are pickles: only of checkpoints of one's own runs.
+
+    Raises:
+        UserError: if the checkpoint is incomplete or damaged.
+    """
+    if problems := verify_checkpoint(checkpoint):
+        raise UserError.from_problems(f"the checkpoint {checkpoint} cannot be used:", problems)
+    marker = read_marker(checkpoint)
+    weights = _gather_partitioned(checkpoint) if marker.zero_stage == 3 else _read_whole(checkpoint)
+    return {
+        _adapter_name(name): weights[name].reshape(shape).to(_DTYPES[marker.precision]).contiguous()
+        for name, shape in marker.trainable
+    }
+
+
+def _adapter_name(name: str) -> str:
+    """`peft_model.(...).lora_A.default.weight` -> `(...).lora_A.weight`; modules saved whole lose their wrapper."""
+    name = name.removeprefix(_MODULE_PREFIX)
+    return name.replace(f".modules_to_save.{_ADAPTER_NAME}.", ".").replace(f".{_ADAPTER_NAME}.", ".")
+
+
+def _read_whole(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Stages 0 to 2: rank 0's file holds every trained weight."""
+    return torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+
+
+def _gather_partitioned(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Stage 3: put together from every rank's part."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        return get_fp32_state_dict_from_zero_checkpoint(
+            str(checkpoint.parent), tag=checkpoint.name, exclude_frozen_parameters=True
+        )
