@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,12 +22,11 @@ from ds_higgs.data.analysis import (
 )
 from ds_higgs.data.cache import CodeCache
 from ds_higgs.data.clips import ClipFinder, HashMemo
-from ds_higgs.data.codec import AudioCodec
 from ds_higgs.data.dataset import HiggsDataset
-from ds_higgs.data.encoding import Encoder, Progress, plan_units
+from ds_higgs.data.encoding import Encoder, Progress, plan_units, start_helpers
 from ds_higgs.data.files import write_atomically
 from ds_higgs.data.manifest import problem_at
-from ds_higgs.data.problems import Problem, raise_problems, write_rejected
+from ds_higgs.data.problems import BadSampleError, Problem, raise_problems, write_rejected
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
 
@@ -67,12 +66,13 @@ def build_dataset(
     preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=ranks)
     preparation.analyse()
     refused = on_bad_sample == "error" and bool(preparation.problems)
-    preparation.encode(None if refused else lambda: rules.codec.load(device), progress=progress)
+    preparation.encode(devices=[] if refused else [device], progress=progress)
     if preparation.problems and on_bad_sample == "error":
         raise_problems(manifest, preparation.problems)
+    dataset = preparation.dataset()
     if rejected_path is not None and ranks.rank == 0:
         write_rejected(rejected_path, manifest, preparation.problems)
-    return preparation.dataset()
+    return dataset
 
 
 class Preparation:
@@ -95,7 +95,6 @@ class Preparation:
         self.manifest = manifest
         self.problems: list[Problem] = []
         self.parts: Parts
-        self.num_encoded = 0
         self._rules = rules
         self._cache_dir = cache_dir
         self._cache = CodeCache(cache_dir, rules.codec.identity)
@@ -121,18 +120,25 @@ class Preparation:
         if not self.problems and not self.parts.clips:
             raise UserError(f"{self.manifest}: the manifest holds no samples")
 
-    def encode(self, load_codec: Callable[[], AudioCodec] | None, *, progress: Progress | None = None) -> None:
-        """Encode what the cache lacks (without a codec: only decode and check it)."""
+    def encode(self, *, devices: Sequence[str] = (), num_processes: int = 1, progress: Progress | None = None) -> None:
+        """Encode what the cache lacks; without a device, only decode and check it.
+
+        Args:
+            devices: where codecs run, dealt to the processes in turn.
+            num_processes: processes of this rank; the others end with this one.
+        """
+        codec = self._rules.codec
         units = plan_units(clip for clips in self.parts.clips for clip in clips)
         self._cache.scan()
-        encoder = Encoder(self._cache, self.manifest, load_codec, rate=self._rules.codec.sampling_rate)
-        first = self._ranks.rank * len(units) // self._ranks.world_size
-        encoder.encode_all(units, first=first, progress=progress)
-        self.num_encoded = encoder.num_encoded
-        failures = {key: (error.message, error.expected) for key, error in encoder.failures.items()}
-        write_atomically(self._folder / f"failures-{self._ranks.rank}.json", json.dumps(failures).encode())
-        self._ranks.barrier()
-        self._cache.scan()
+        helpers = []
+        if devices and any(clip.key not in self._cache for unit in units for clip in unit.clips):
+            helpers = start_helpers(num_processes - 1, self.manifest, self._cache_dir, codec, units, devices)
+        load_codec = (lambda: codec.load(devices[0])) if devices else None
+        encoder = Encoder(self._cache, self.manifest, load_codec, rate=codec.sampling_rate)
+        encoder.encode_all(units, first=self._ranks.rank * len(units) // self._ranks.world_size, progress=progress)
+        for helper in helpers:
+            helper.join()
+        self._share_failures(encoder.failures)
         self.problems += self._audio_problems()
 
     def dataset(self) -> HiggsDataset:
@@ -148,6 +154,12 @@ class Preparation:
         arrays = merge_packed([self.parts.arrays], good)
         clips = [self.parts.clips[index] for index in good]
         return HiggsDataset(self.manifest, arrays, clips, cache=self._cache, layout=self._rules.layout)
+
+    def _share_failures(self, failures: Mapping[str, BadSampleError]) -> None:
+        content = {key: (error.message, error.expected) for key, error in failures.items()}
+        write_atomically(self._folder / f"failures-{self._ranks.rank}.json", json.dumps(content).encode())
+        self._ranks.barrier()
+        self._cache.scan()
 
     def _audio_problems(self) -> list[Problem]:
         failures: dict[str, tuple[str, str | None]] = {}

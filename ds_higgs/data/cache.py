@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from ds_higgs.data.files import write_atomically
+from ds_higgs.data.files import remove_leftovers, write_atomically
 from ds_higgs.errors import UserError
 
 SHARD_PATTERN = "shard-*.safetensors"
@@ -84,7 +84,8 @@ class CodeCache:
             self._clips.update(clips)
 
     def remove_corrupt(self, *, share: int = 0, shares: int = 1) -> list[str]:
-        """Check the checksums of every `shares`-th shard and delete shards that fail; their names."""
+        """Check the checksums of every `shares`-th shard and delete those that fail; their names."""
+        remove_leftovers(self.folder)
         self.scan()
         shards: dict[str, list[CachedClip]] = {}
         for clip in self._clips.values():
@@ -123,14 +124,23 @@ def read_codes(folder: Path, clip: CachedClip) -> torch.Tensor:
     Raises:
         UserError: the shard has changed since it was scanned.
     """
-    try:
-        content = _map_shard(folder / clip.shard)[clip.offset : clip.offset + _num_bytes(clip)].tobytes()
-    except (OSError, ValueError):
-        content = b""
-    if len(content) != _num_bytes(clip) or _checksum(content) != clip.checksum:
+    content = _read_clip(folder, clip)
+    if content is None:
+        _map_shard.cache_clear()  # the shard may have been encoded anew since it was mapped
+        content = _read_clip(folder, clip)
+    if content is None:
         raise UserError(f"{folder / clip.shard}: the code cache is damaged; start again: it is found and encoded anew")
     codes = np.frombuffer(content, dtype="<i2").reshape(clip.num_codebooks, clip.num_frames)
     return torch.from_numpy(codes.astype(np.int64))
+
+
+def _read_clip(folder: Path, clip: CachedClip) -> bytes | None:
+    """The clip's bytes, or None where they are not what was written."""
+    try:
+        content = _map_shard(folder / clip.shard)[clip.offset : clip.offset + _num_bytes(clip)].tobytes()
+    except (OSError, ValueError):
+        return None
+    return content if len(content) == _num_bytes(clip) and _checksum(content) == clip.checksum else None
 
 
 @lru_cache(maxsize=512)

@@ -1,9 +1,12 @@
 """Encode the clips that the cache lacks: in units that processes claim, so that each clip is encoded once."""
 
 import hashlib
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import numpy as np
 from ds_higgs.data.audio import decode
 from ds_higgs.data.cache import CodeCache, EncodedClip
 from ds_higgs.data.clips import Clip
-from ds_higgs.data.codec import AudioCodec
+from ds_higgs.data.codec import AudioCodec, CodecSource
 from ds_higgs.data.files import NumberLocks
 from ds_higgs.data.problems import BadSampleError
 
@@ -19,7 +22,7 @@ UNIT_CLIPS = 64
 UNIT_SECONDS = 600.0
 DECODING_THREADS = 4
 
-Progress = Callable[[int, int], None]  # clips done, clips in all
+Progress = Callable[[int, int], None]  # clips done, clips that were missing at the start
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,12 @@ def plan_units(clips: Iterable[Clip]) -> list[Unit]:
 class Encoder:
     """Encodes units into the cache; see `encode_all`.
 
-    load_codec: called when the first clip is to be encoded; None decodes and checks the audio and encodes nothing.
     failures: by key, the clips that cannot be used.
+    num_encoded: clips that this process has encoded.
+
+    Args:
+        load_codec: called when the first clip is to be encoded; None decodes and checks the audio, encodes nothing.
+        rate: sampling rate that clips are decoded to.
     """
 
     def __init__(self, cache: CodeCache, manifest: Path, load_codec: Callable[[], AudioCodec] | None, *, rate: int):
@@ -63,26 +70,34 @@ class Encoder:
         self._load_codec = load_codec
         self._rate = rate
         self._codec: AudioCodec | None = None
+        self._num_checked = 0
 
-    def encode_all(self, units: Sequence[Unit], *, first: int = 0, progress: Progress | None = None) -> None:
+    def encode_all(
+        self,
+        units: Sequence[Unit],
+        *,
+        first: int = 0,
+        progress: Progress | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Leave no unit with a missing clip, apart from `failures`.
 
         Units that another process is at are left to it at first, and looked at again at the end: it may have been
-        killed. Ranks begin at different units (`first`), to meet less often.
+        killed. Processes begin at different units (`first`), to meet less often. `stop` is asked before each unit.
         """
         locks = NumberLocks(self._cache.folder / "units.lock")
-        total = sum(len(unit.clips) for unit in units)
+        missing = sum(len(self._missing(unit)) for unit in units)
+        cached = len(self._cache)
         pending = [*units[first:], *units[:first]]
-        done = 0
         for wait in (False, True):
             left = []
             for unit in pending:
+                if stop():
+                    return
                 if not self._encode_unit(unit, locks, wait=wait):
                     left.append(unit)
-                    continue
-                done += len(unit.clips)
-                if progress is not None:
-                    progress(done, total)
+                elif progress is not None:
+                    progress(min(missing, len(self._cache) - cached + self._num_checked), missing)
             pending = left
 
     def _encode_unit(self, unit: Unit, locks: NumberLocks, *, wait: bool) -> bool:
@@ -106,9 +121,12 @@ class Encoder:
         for clip, waveform in zip(clips, decoded, strict=True):
             if isinstance(waveform, BadSampleError):
                 self.failures[clip.key] = waveform
+                self._num_checked += 1
             else:
                 usable.append((clip, waveform))
-        if usable and self._load_codec is not None:
+        if self._load_codec is None:
+            self._num_checked += len(usable)
+        elif usable:
             self._codec = self._codec or self._load_codec()
             codes = self._codec.encode([waveform for _, waveform in usable])
             shard = {clip.key: EncodedClip(row, clip.seconds) for (clip, _), row in zip(usable, codes, strict=True)}
@@ -125,3 +143,28 @@ class Encoder:
 def _unit(members: Sequence[Clip]) -> Unit:
     digest = hashlib.sha256("".join(clip.key for clip in members).encode()).hexdigest()
     return Unit(int(digest[:15], 16), tuple(members))
+
+
+def start_helpers(
+    count: int, manifest: Path, cache_dir: Path, codec: CodecSource, units: Sequence[Unit], devices: Sequence[str]
+) -> list[BaseProcess]:
+    """Start processes that encode units beside the caller; they end with the work, or with the caller."""
+    context = multiprocessing.get_context("spawn")
+    helpers: list[BaseProcess] = []
+    for number in range(count):
+        first = (number + 1) * len(units) // (count + 1)
+        device = devices[(number + 1) % len(devices)]
+        arguments = (manifest, cache_dir, codec, units, device, first, os.getpid())
+        helper = context.Process(target=_help, args=arguments, daemon=True)
+        helper.start()
+        helpers.append(helper)
+    return helpers
+
+
+def _help(
+    manifest: Path, cache_dir: Path, codec: CodecSource, units: Sequence[Unit], device: str, first: int, parent: int
+) -> None:
+    cache = CodeCache(cache_dir, codec.identity)
+    cache.scan()
+    encoder = Encoder(cache, manifest, lambda: codec.load(device), rate=codec.sampling_rate)
+    encoder.encode_all(units, first=first, stop=lambda: os.getppid() != parent)

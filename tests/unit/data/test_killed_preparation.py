@@ -1,0 +1,95 @@
+"""Preparation that is killed at random moments, two processes at once, and finished later."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ds_higgs.data import encoding
+from ds_higgs.data.build import Preparation
+from ds_higgs.data.dac import DacCodec
+
+from .audio_files import cloning_sample, write_tone
+
+ROUNDS = 20
+CLIPS = 36
+UNIT_CLIPS = 3
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    folder = tmp_path / "data"
+    for index in range(CLIPS):
+        write_tone(folder / f"{index}.wav", 0.2 + 0.02 * index, pitch=100 + 10 * index, seed=index)
+    samples = [cloning_sample(f"{index}.wav", f"{(index + 1) % CLIPS}.wav") for index in range(CLIPS)]
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return path
+
+
+def prepare(manifest: Path, rules, cache_dir: Path, log: Path | None = None):
+    """One process's preparation; each call of the codec is logged as [process, fingerprints of its clips]."""
+    torch.set_num_threads(1)
+    encoding.UNIT_CLIPS = UNIT_CLIPS
+    if log is not None:
+        encode = DacCodec.encode
+
+        def logged(self, waveforms):
+            with open(log, "a") as file:
+                file.write(json.dumps([os.getpid(), [float(waveform.sum()) for waveform in waveforms]]) + "\n")
+            time.sleep(0.02)
+            return encode(self, waveforms)
+
+        DacCodec.encode = logged
+    preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir)
+    preparation.analyse()
+    preparation.encode(devices=["cpu"])
+    return preparation
+
+
+def codes_of(dataset):
+    return [dataset[index].audio_ids_concat for index in range(len(dataset))]
+
+
+def test_killed_preparations_end_in_the_codes_of_a_clean_one(manifest, make_rules, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "UNIT_CLIPS", UNIT_CLIPS)
+    rules, cache_dir, log = make_rules(), tmp_path / "cache", tmp_path / "log"
+    clean = prepare(manifest, rules, tmp_path / "clean").dataset()
+    context = multiprocessing.get_context("fork")
+    moments = random.Random(0)
+    killed = set()
+    for _ in range(ROUNDS):
+        processes = [context.Process(target=prepare, args=(manifest, rules, cache_dir, log)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            time.sleep(moments.uniform(0, 0.2))
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            killed.add(process.pid)
+
+    finished = context.Process(target=prepare, args=(manifest, rules, cache_dir, log))
+    finished.start()
+    finished.join()
+    assert finished.exitcode == 0
+
+    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len({process for process, _ in calls}) > 2, "the kills came too early to test anything"
+    last_call_of = {process: index for index, (process, _) in enumerate(calls)}
+    seen: dict[float, int] = {}
+    for index, (_, clips) in enumerate(calls):
+        for clip in clips:
+            if clip in seen:
+                before = calls[seen[clip]][0]
+                assert before in killed
+                assert last_call_of[before] == seen[clip], "a clip was encoded again that was not in flight"
+            seen[clip] = index
+    assert len(seen) == CLIPS
+    found = prepare(manifest, rules, cache_dir).dataset()
+    assert all(torch.equal(first, second) for first, second in zip(codes_of(found), codes_of(clean), strict=True))
