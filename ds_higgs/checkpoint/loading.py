@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import safetensors
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ds_higgs.checkpoint import collective
 from ds_higgs.checkpoint.finding import verify_checkpoint
 from ds_higgs.checkpoint.marker import Marker, read_marker
+from ds_higgs.checkpoint.resharding import resharded_reads
 from ds_higgs.checkpoint.saving import STATE_NAME, rank_state_name
 from ds_higgs.checkpoint.trainable import check_same_trainable, engine_precision, list_trainable
 from ds_higgs.errors import UserError
@@ -39,9 +40,10 @@ def load_checkpoint(engine, path: Path, *, fixed: Mapping[str, object] | None = 
         raise UserError.from_problems(f"the checkpoint {path} cannot be used:", problems)
     marker = read_marker(path)
     _check_fits(engine, marker, path, fixed)
-    with _configured_values_kept(engine):
-        engine.load_checkpoint(str(path.parent), tag=path.name, custom_load_fn=_StrictLoad(marker))
     same_ranks = marker.world_size == collective.world_size()
+    view = nullcontext() if same_ranks else resharded_reads(engine, path, saved_world_size=marker.world_size)
+    with _configured_values_kept(engine), view:
+        engine.load_checkpoint(str(path.parent), tag=path.name, custom_load_fn=_StrictLoad(marker))
     rank_state = decode_rank_state(path / rank_state_name(collective.rank())) if same_ranks else None
     return json.loads((path / STATE_NAME).read_bytes()), rank_state
 
@@ -82,8 +84,6 @@ def _check_fits(engine, marker: Marker, path: Path, fixed: Mapping[str, object] 
     if differences:
         raise UserError.from_problems(f"{path} was saved with other settings, which may not change:", differences)
     check_same_trainable(saved=marker.trainable, current=list_trainable(engine), where=str(path))
-    if marker.world_size != collective.world_size():
-        raise UserError(f"{path} is of {marker.world_size} ranks; this run has {collective.world_size()}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed.tensor  # peft looks it up without importing it
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -141,6 +142,51 @@ def other_shapes_are_refused(run_dir: Path, stage: int, precision: str) -> None:
 def expect_refusal(engine, path: Path, message: str, lora_rank: int = 4) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         load_checkpoint(engine, path, fixed={**FIXED, "lora.rank": lora_rank})
+
+
+def whole_state_is_saved(run_dir: Path, stage: int, precision: str) -> None:
+    """The source of another world size: a checkpoint, and its masters and moments gathered by DeepSpeed's own API."""
+    engine = build_engine(stage, precision)
+    train(engine, range(3))
+    save(engine, run_dir, 3)
+    torch.save(whole_state(engine), run_dir / f"whole-{engine.global_rank}.pt")
+
+
+def whole_state_is_the_sources(run_dir: Path, stage: int, precision: str) -> None:
+    source = run_dir.with_name("whole_state_is_saved")
+    engine = build_engine(stage, precision)
+    state, rank_state = load_checkpoint(engine, find_checkpoint(source, resume="auto"), fixed=FIXED)
+    assert state["step"] == engine.global_steps == 3
+    assert rank_state is None, "another number of ranks has no generators to continue"
+    for name, expected in torch.load(source / "whole-0.pt").items():
+        torch.testing.assert_close(whole_state(engine)[name], expected, rtol=0, atol=0, msg=name)
+    expected_weights = torch.load(source / "whole-0.pt")
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
+                torch.testing.assert_close(parameter.float(), expected_weights[f"{name} weight"], rtol=0, atol=0)
+    train(engine, range(3, 5))
+    save(engine, run_dir, 5)
+
+
+def whole_state(engine) -> dict[str, torch.Tensor]:
+    """Weights in training, fp32 masters and Adam's moments, whole and by name."""
+    state = {"step": torch.tensor(float(adam_step(engine)))}
+    if engine.zero_optimization_stage() < 3:
+        engine.optimizer._lazy_init_hp_params_optimizer_state()  # which the API below leaves to the next step
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3):
+                state[f"{name} weight"] = parameter.detach().float().clone()
+            state[f"{name} master"] = safe_get_full_fp32_param(parameter).float().clone()
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[f"{name} {key}"] = safe_get_full_optimizer_state(parameter, key).float().clone()
+    return state
+
+
+def adam_step(engine) -> float:
+    states = [state for state in engine.optimizer.optimizer.state.values() if "step" in state]
+    return float(states[0]["step"])
 
 
 def one_ranks_full_disk_is_told_to_all(run_dir: Path, stage: int, precision: str) -> None:
