@@ -83,7 +83,8 @@ def _check_fits(engine, marker: Marker, path: Path, fixed: Mapping[str, object] 
     ]
     if differences:
         raise UserError.from_problems(f"{path} was saved with other settings, which may not change:", differences)
-    check_same_trainable(saved=marker.trainable, current=list_trainable(engine), where=str(path))
+    same_ranks = marker.world_size == collective.world_size()
+    check_same_trainable(saved=marker.trainable, current=list_trainable(engine), ordered=same_ranks, where=str(path))
 
 
 @contextmanager

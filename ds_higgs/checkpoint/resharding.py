@@ -91,8 +91,8 @@ def join_stage_3(shards: list[dict], shapes: list[dict[str, torch.Size]]) -> Who
 def _slice_stages_1_and_2(optimizer, names: dict, whole: WholeState, source: dict) -> dict:
     """This rank's optimizer state dict, in the layout of its own engine."""
     target = optimizer.state_dict()
-    partitions = _partitions(optimizer)
-    for group, (parameters, partition) in enumerate(zip(_trained_groups(optimizer), partitions, strict=True)):
+    partitions = optimizer.single_partition_of_fp32_groups
+    for group, (parameters, partition) in enumerate(zip(optimizer.bit16_groups, partitions, strict=True)):
         flat = {key: torch.zeros(partition.numel()) for key in whole}
         for parameter in parameters:
             mapping = parameter._hp_mapping
@@ -125,18 +125,6 @@ def _slice_stage_3(engine, whole: WholeState, source: dict) -> dict:
         target["optimizer_state_dict"]["state"][group] = {**_scalars(source["optimizer_state_dict"], 0), **joined}
     _copy_group_steps(source["optimizer_state_dict"], target["optimizer_state_dict"])
     return target
-
-
-def _trained_groups(optimizer) -> list[list]:
-    """Parameters, each with DeepSpeed's `_hp_mapping` of its piece in this rank's partition."""
-    return optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
-
-
-def _partitions(optimizer) -> list[torch.Tensor]:
-    """The flat fp32 partitions of this rank, with their padding."""
-    if hasattr(optimizer, "bf16_groups"):
-        return optimizer.fp32_groups_flat_partition
-    return optimizer.single_partition_of_fp32_groups
 
 
 def _moments(state: dict) -> dict[str, torch.Tensor]:

@@ -1,14 +1,12 @@
-"""Checkpoints of real DeepSpeed engines on two ranks: exact resume, strict loading, failed writes."""
+"""Checkpoints of real DeepSpeed engines: exact resume, strict loading, failed writes, another number of ranks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("checkpoint_worker.py")
+from tests.support import launching
+
+WORKER = Path(__file__).with_name("workers") / "checkpoint.py"
 CASES = (
     "resume_is_exact",
     "frozen_weights_are_left_out",
@@ -18,17 +16,29 @@ CASES = (
 )
 
 
-def run_cases(cases: tuple[str, ...], folder: Path, *, stage: int, precision: str, ranks: int, port: int) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
-    arguments = [str(WORKER), ",".join(cases), str(folder), str(stage), precision]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+def run_cases(cases: tuple[str, ...], folder: Path, *, stage: int, precision: str, ranks: int) -> None:
+    done = launching.run(launching.torchrun(ranks, WORKER, ",".join(cases), folder, str(stage), precision))
+    assert done.returncode == 0, done.stdout[-6000:]
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "bf16"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
 def test_two_ranks(tmp_path, stage, precision):
     cases = CASES if stage else CASES[:-1]  # stage 0 writes no shards
-    run_cases(cases, tmp_path, stage=stage, precision=precision, ranks=2, port=29400 + 10 * stage + len(precision))
+    run_cases(cases, tmp_path, stage=stage, precision=precision, ranks=2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "ranks", "other_ranks"),
+    [
+        (2, "bf16", 2, 3),
+        (3, "bf16", 2, 1),
+        *(
+            pytest.param(stage, precision, *ranks, marks=pytest.mark.slow)
+            for stage, precision in [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "fp32"), (3, "fp32")]
+            for ranks in [(2, 1), (1, 2), (2, 3), (3, 2)]
+        ),
+    ],
+)
+def test_another_number_of_ranks_keeps_masters_and_moments(tmp_path, stage, precision, ranks, other_ranks):
+    run_cases(("whole_state_is_saved",), tmp_path, stage=stage, precision=precision, ranks=ranks)
+    run_cases(("whole_state_is_the_sources",), tmp_path, stage=stage, precision=precision, ranks=other_ranks)

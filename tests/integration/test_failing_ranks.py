@@ -1,36 +1,20 @@
 """One rank that fails ends the job within 30 s, its message comes last and is kept."""
 
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("failing_rank_worker.py")
+from tests.support import launching
+
+WORKER = Path(__file__).with_name("workers") / "failing_rank.py"
 
 
-def launch(
-    launcher: str, port: int, run_dir: Path, fault: str, *, hang: bool
-) -> tuple[subprocess.CompletedProcess, float]:
-    command = {
-        "torchrun": ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", str(WORKER)],
-        "deepspeed": ["deepspeed.launcher.runner", "--num_gpus=2", f"--master_port={port}", str(WORKER)],
-    }[launcher]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "DS_HIGGS_FAULT": fault, "OMP_NUM_THREADS": "1"}
-    environment["DS_HIGGS_HANG"] = "1" if hang else ""
+def launch(launcher: str, run_dir: Path, fault: str, *, hang: bool) -> tuple[subprocess.CompletedProcess[str], float]:
+    command = getattr(launching, launcher)(2, WORKER, run_dir)
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", *command, str(run_dir)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    done = launching.run(command, env={"DS_HIGGS_FAULT": fault, "DS_HIGGS_HANG": "1" if hang else ""}, timeout_s=90)
     return done, time.monotonic() - started
 
 
@@ -53,7 +37,7 @@ LONG_FORM = pytest.mark.slow
     ],
 )
 def test_an_exception_ends_all_ranks(tmp_path, launcher, hang):
-    done, seconds = launch(launcher, 29450, tmp_path, "1:raise", hang=hang)
+    done, seconds = launch(launcher, tmp_path, "1:raise", hang=hang)
     assert done.returncode not in (0, 2), done.stdout
     assert seconds < 30
     assert lines_of_ranks(done.stdout)[-1] == "FloatingPointError: the answer is not 42", done.stdout
@@ -72,7 +56,7 @@ def test_an_exception_ends_all_ranks(tmp_path, launcher, hang):
     ],
 )
 def test_a_killed_rank_ends_the_others(tmp_path, launcher, faulty):
-    done, seconds = launch(launcher, 29453, tmp_path, f"{faulty}:kill", hang=True)
+    done, seconds = launch(launcher, tmp_path, f"{faulty}:kill", hang=True)
     assert done.returncode != 0, done.stdout
     assert seconds < 30
     message = f"rank {faulty} died without a message (killed by a signal, or out of memory)"
@@ -81,19 +65,19 @@ def test_a_killed_rank_ends_the_others(tmp_path, launcher, faulty):
 
 
 def test_a_users_mistake_on_all_ranks_is_told_once(tmp_path):
-    done, _ = launch("deepspeed", 29456, tmp_path, "all:user", hang=False)
+    done, _ = launch("deepspeed", tmp_path, "all:user", hang=False)
     assert done.returncode == 2, done.stdout
     assert lines_of_ranks(done.stdout) == ["ds-higgs: train.json:3: no audio"]
 
 
 def test_a_broken_collective_is_blamed_on_the_rank_that_died(tmp_path):
-    done, _ = launch("torchrun", 29459, tmp_path, "1:kill", hang=False)
+    done, _ = launch("torchrun", tmp_path, "1:kill", hang=False)
     assert "rank 1 died without a message" in (tmp_path / "failure.txt").read_text(), done.stdout
 
 
 @LONG_FORM
 def test_without_a_fault_all_ranks_end_well(tmp_path):
-    done, _ = launch("deepspeed", 29462, tmp_path, "none:none", hang=False)
+    done, _ = launch("deepspeed", tmp_path, "none:none", hang=False)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("is through") == 2
     assert not (tmp_path / "failure.txt").exists()

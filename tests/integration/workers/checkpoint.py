@@ -1,6 +1,6 @@
 """What every rank of test_checkpoint_engine runs: save, go on, load into a fresh engine, go on again, compare.
 
-    torchrun --nproc_per_node 2 tests/integration/checkpoint_worker.py CASE FOLDER STAGE PRECISION
+    torchrun --nproc_per_node 2 tests/integration/workers/checkpoint.py CASE FOLDER STAGE PRECISION
 
 Each case ends with status 0 when it holds and raises otherwise.
 """
@@ -172,20 +172,26 @@ def whole_state_is_the_sources(run_dir: Path, stage: int, precision: str) -> Non
 def whole_state(engine) -> dict[str, torch.Tensor]:
     """Weights in training, fp32 masters and Adam's moments, whole and by name."""
     state = {"step": torch.tensor(float(adam_step(engine)))}
-    if engine.zero_optimization_stage() < 3:
+    stage = engine.zero_optimization_stage()
+    if stage in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # which the API below leaves to the next step
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3):
+            with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
                 state[f"{name} weight"] = parameter.detach().float().clone()
-            state[f"{name} master"] = safe_get_full_fp32_param(parameter).float().clone()
+            if stage:
+                state[f"{name} master"] = safe_get_full_fp32_param(parameter).float().clone()
             for key in ("exp_avg", "exp_avg_sq"):
-                state[f"{name} {key}"] = safe_get_full_optimizer_state(parameter, key).float().clone()
+                moment = (
+                    safe_get_full_optimizer_state(parameter, key) if stage else engine.optimizer.state[parameter][key]
+                )
+                state[f"{name} {key}"] = moment.float().clone()
     return state
 
 
 def adam_step(engine) -> float:
-    states = [state for state in engine.optimizer.optimizer.state.values() if "step" in state]
+    optimizer = engine.optimizer if engine.optimizer is engine.basic_optimizer else engine.optimizer.optimizer
+    states = [state for state in optimizer.state.values() if "step" in state]
     return float(states[0]["step"])
 
 
