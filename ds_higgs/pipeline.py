@@ -1,0 +1,105 @@
+"""The configuration's data section, made into rules, data sets and loaders."""
+
+import os
+from pathlib import Path
+
+from ds_higgs import distributed
+from ds_higgs.config import Config, DataConfig
+from ds_higgs.data import build as data_build
+from ds_higgs.data.codec import find_codec
+from ds_higgs.data.collation import BatchCollator
+from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.rules import SampleRules, build_rules
+from ds_higgs.distributed import Ranks, logger
+from ds_higgs.errors import UserError
+from ds_higgs.model.loading import load_tokenizer, read_model_config
+
+
+def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
+    """What the base checkpoint and the configuration ask of a sample."""
+    model_config = read_model_config(base)
+    for key in ("use_delay_pattern", "encode_whisper_embed"):
+        wanted, of_base = getattr(config, key), getattr(model_config, key)
+        if wanted not in ("auto", of_base):
+            logger.warning("data.%s is %s, the base checkpoint has %s: inference will differ", key, wanted, of_base)
+    return build_rules(
+        tokenizer=load_tokenizer(base),
+        model_config=model_config,
+        codec=find_codec(config.codec, base),
+        audio_root=config.audio_root,
+        min_audio_s=config.min_audio_s,
+        max_audio_s=config.max_audio_s,
+        max_tokens=config.max_tokens,
+        use_delay_pattern=_as_override(config.use_delay_pattern),
+        encode_whisper_embed=_as_override(config.encode_whisper_embed),
+    )
+
+
+def build_dataset(config: Config, manifest: Path, rules: SampleRules, ranks: Ranks) -> HiggsDataset:
+    """The samples of a manifest, checked, their audio in the code cache; every rank encodes its share.
+
+    Raises:
+        UserError: with every problem of the manifest.
+    """
+    return data_build.build_dataset(
+        manifest,
+        rules=rules,
+        cache_dir=code_cache_dir(config.data),
+        on_bad_sample=config.data.on_bad_sample,
+        rejected_path=config.run.output_dir / "rejected.jsonl" if config.data.on_bad_sample == "skip" else None,
+        device=str(distributed.training_device(ranks)),
+        ranks=data_build.Ranks(ranks.rank, ranks.world_size, distributed.barrier),
+    )
+
+
+def build_train_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:
+    """Optimizer steps of shuffled, length-grouped micro-batches."""
+    if config.zero.stage == 3:
+        _check_audio_everywhere(dataset)
+    return StepLoader(
+        dataset,
+        BatchCollator(rules.layout),
+        batch_size=None if config.data.max_tokens else config.data.batch_size,
+        max_tokens=config.data.max_tokens,
+        gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.run.seed,
+        num_workers=config.data.num_workers,
+        pin_memory=distributed.training_device(ranks).type == "cuda",
+    )
+
+
+def build_val_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:
+    """The same micro-batches in the same order every time, one a step."""
+    return StepLoader(
+        dataset,
+        BatchCollator(rules.layout),
+        batch_size=None if config.data.max_tokens else config.data.batch_size,
+        max_tokens=config.data.max_tokens,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=False,
+    )
+
+
+def code_cache_dir(config: DataConfig) -> Path:
+    """`data.cache_dir`, by default a folder of the user's that all runs share."""
+    if config.cache_dir is not None:
+        return config.cache_dir
+    user_cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user_cache) if user_cache else Path.home() / ".cache") / "ds_higgs" / "codes"
+
+
+def _check_audio_everywhere(dataset: HiggsDataset) -> None:
+    without = [dataset.sample_id(index) for index in range(len(dataset)) if dataset.count_targets(index)[1] == 0]
+    if without:
+        raise UserError(
+            f"{without[0]}: has no audio to learn ({len(without)} such samples), and ZeRO stage 3 cannot train those: "
+            "its ranks would wait for each other forever; expected zero.stage 2 or below, or audio in every sample"
+        )
+
+
+def _as_override(value: bool | str) -> bool | None:
+    return None if value == "auto" else bool(value)

@@ -1,0 +1,327 @@
+"""The training run: set-up, loop, and what happens every so many steps."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+
+from ds_higgs import distributed, pipeline
+from ds_higgs.adapter import save_adapter
+from ds_higgs.batch import Batch
+from ds_higgs.checkpoint import (
+    capture_random_state,
+    find_checkpoint,
+    load_checkpoint,
+    reseed,
+    restore_random_state,
+    save_checkpoint,
+)
+from ds_higgs.config import Config
+from ds_higgs.config_file import resolved, write_config
+from ds_higgs.data.loader import StepLoader
+from ds_higgs.distributed import Ranks, logger
+from ds_higgs.engine import build_engine, build_lora_model, choose_memory_settings, keep_configured_schedule
+from ds_higgs.evaluate import evaluate
+from ds_higgs.failures import FailureWatch
+from ds_higgs.launcher import find_launcher
+from ds_higgs.metrics import MetricsFile, Progress, StepTimer, eval_values, step_values, track
+from ds_higgs.model.loading import HiggsAudioModel, resolve_base
+from ds_higgs.model.lora import count_parameters
+from ds_higgs.model.signature import check_model_class
+from ds_higgs.stopping import StopRequests
+from ds_higgs.train_step import LossWeights, NonFiniteError, train_step
+from ds_higgs.zero import build_deepspeed_config
+
+# A resumed run must agree with its checkpoint in these sections' keys; everything else may change.
+FIXED_KEYS = ("model.base", "model.revision", "lora", "zero.stage", "zero.precision")
+
+
+def train(config: Config) -> None:
+    """Run the training that `config` describes, as this process's rank.
+
+    Raises:
+        UserError: where the configuration, the data, the base checkpoint or the checkpoint to resume from is wrong.
+    """
+    ranks = distributed.init_process_group()
+    try:
+        distributed.set_up_logging(ranks)
+        launcher = find_launcher()
+        watch = FailureWatch(
+            config.run.output_dir, rank=ranks.rank, world_size=ranks.world_size, launcher_is_lost=launcher.is_lost
+        )
+        with watch, StopRequests(launcher.is_lost) as stop_requests:
+            trainer = Trainer.set_up(config, ranks, stop_requests)
+            if trainer.fit() is Outcome.STOPPED:
+                logger.info("stopped and saved; to go on: %s", launcher.resume_command())
+    finally:
+        distributed.destroy_process_group()
+
+
+class Outcome(Enum):
+    """How a run ended that did not fail."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+
+
+@dataclass
+class Position:
+    """How far a run is; part of every checkpoint."""
+
+    step: int = 0
+    samples_seen: int = 0
+    tokens_seen: int = 0
+
+
+class Trainer:
+    """A run in progress: what it trains, where it is, what it writes."""
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        stop_requests: StopRequests,
+        *,
+        engine: DeepSpeedEngine,
+        train_loader: StepLoader,
+        val_loader: StepLoader | None,
+        weights: LossWeights,
+        total_steps: int,
+    ):
+        self.config = config
+        self.ranks = ranks
+        self.stop_requests = stop_requests
+        self.engine = engine
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.weights = weights
+        self.total_steps = total_steps
+        self.position = Position()
+        self.run_dir = config.run.output_dir
+        self.metrics = MetricsFile(self.run_dir / "metrics.jsonl", enabled=ranks.is_main)
+
+    @classmethod
+    def set_up(cls, config: Config, ranks: Ranks, stop_requests: StopRequests) -> "Trainer":
+        """Build everything a run needs; what can be wrong is found before weights are read and anything is written."""
+        torch.use_deterministic_algorithms(config.run.deterministic)
+        deepspeed_config = build_deepspeed_config(config, cuda=torch.cuda.is_available())
+
+        memory_settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
+
+        # 1. Base checkpoint and data.
+        check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork)
+        base = resolve_base(config.model.base, config.model.revision)
+        rules = pipeline.build_sample_rules(config.data, base)
+        train_set = pipeline.build_dataset(config, config.data.train_manifest, rules, ranks)
+        train_loader = pipeline.build_train_loader(config, train_set, rules, ranks)
+        val_loader = None
+        if config.data.val_manifest is not None:
+            val_set = pipeline.build_dataset(config, config.data.val_manifest, rules, ranks)
+            val_loader = pipeline.build_val_loader(config, val_set, rules, ranks)
+        total_steps = train_loader.total_steps(config.run.epochs)
+        total_steps = min(total_steps, config.run.max_steps or total_steps)
+        weights = LossWeights.build(
+            text=config.loss.text_weight,
+            audio=config.loss.audio_weight,
+            codebooks=config.loss.codebook_weights,
+            num_codebooks=rules.layout.num_codebooks,
+        )
+
+        # 2. The run's folder.
+        distributed.on_main_rank(lambda: write_run_folder(config, deepspeed_config))
+
+        # 3. Model and engine.
+        model = build_lora_model(config, base, memory_settings)
+        log_parameters(count_parameters(model))
+        engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=total_steps, ranks=ranks)
+        trainer = cls(
+            config,
+            ranks,
+            stop_requests,
+            engine=engine,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            weights=weights,
+            total_steps=total_steps,
+        )
+        trainer.resume()
+        return trainer
+
+    def fit(self) -> Outcome:
+        """Train to the last step, or until a stop is asked for, validating and saving on the way."""
+        if self.position.step == 0:
+            self.validate()
+        progress = Progress(
+            total_steps=self.total_steps,
+            done_steps=self.position.step,
+            bar=self.config.logging.progress,
+            log_steps=self.config.logging.log_steps,
+            enabled=self.ranks.is_main,
+        )
+        outcome = Outcome.DONE
+        for epoch, micro_batches, timer in self._steps():
+            values, stop = self.train_one_step(epoch, micro_batches, timer)
+            progress.step(self.position.step, values)
+            if self._due(self.config.eval.eval_steps):
+                self.validate()
+            if stop or self._due(self.config.checkpoint.save_steps):
+                self.save()
+            if stop and self.position.step < self.total_steps:
+                outcome = Outcome.STOPPED
+                break
+        progress.close()
+        self.metrics.write("end", step=self.position.step, reason=outcome.value)
+        if outcome is Outcome.DONE:
+            logger.info("done: the adapter is in %s", self.run_dir / "adapters" / "final")
+        return outcome
+
+    def train_one_step(self, epoch: int, micro_batches: list[Batch], timer: StepTimer) -> tuple[dict[str, Any], bool]:
+        """Make one optimizer step and record it; also tells whether any rank was asked to stop."""
+        learning_rate = self.engine.get_lr()[0]
+        num_samples = sum(len(batch.sample_ids) for batch in micro_batches)
+        num_tokens = sum(batch.num_tokens for batch in micro_batches)
+        try:
+            result = train_step(
+                self.engine,
+                micro_batches,
+                self.weights,
+                skip_non_finite=self.config.run.on_nonfinite == "skip",
+                extra=(num_samples, num_tokens, self.stop_requests.requested()),
+            )
+        except NonFiniteError as error:
+            self._record_non_finite(micro_batches, error)
+            raise
+        num_samples, num_tokens, stop_requests = (int(total) for total in result.extra)
+        self.position.step += 1
+        self.position.samples_seen += num_samples
+        self.position.tokens_seen += num_tokens
+        values = step_values(
+            result,
+            epoch=epoch,
+            learning_rate=learning_rate,
+            num_samples=num_samples,
+            num_tokens=num_tokens,
+            seconds=timer.stop(),
+        )
+        self.metrics.write("step", step=self.position.step, **values)
+        if self.position.step % self.config.logging.log_steps == 0:
+            shown = ("loss", "text_loss", "audio_loss", "learning_rate", "grad_norm", "tokens_per_second")
+            track(self.engine, self.position.step, {f"train/{name}": values[name] for name in shown})
+        return values, stop_requests > 0
+
+    def validate(self) -> None:
+        """Record the losses on the validation manifest, where there is one."""
+        if self.val_loader is None:
+            return
+        batches = (batch for [batch] in islice(iter(self.val_loader), self.config.eval.max_batches))
+        values = eval_values(evaluate(self.engine, batches, self.weights))
+        logger.info(
+            "step %d: validation loss %.4f  text %.4f  audio %.4f",
+            self.position.step,
+            values["loss"],
+            values["text_loss"],
+            values["audio_loss"],
+        )
+        self.metrics.write("eval", step=self.position.step, **values)
+        shown = ("loss", "text_loss", "audio_loss")
+        track(self.engine, self.position.step, {f"val/{name}": values[name] for name in shown})
+
+    def save(self) -> None:
+        """Write a checkpoint to resume from and the adapter as it is now."""
+        step = self.position.step
+        folder = save_checkpoint(
+            self.engine,
+            self.run_dir,
+            step=step,
+            state={"position": vars(self.position), "loader": self.train_loader.state_dict()},
+            rank_state=capture_random_state(),
+            keep_latest=self.config.checkpoint.keep_latest,
+            fixed=fixed_values(self.config),
+        )
+        names = [f"step-{step:08d}"] + (["final"] if step == self.total_steps else [])
+        for name in names:
+            save_adapter(
+                self.engine,
+                self.run_dir / "adapters" / name,
+                base=resolved(self.config)["model"]["base"],
+                revision=self.config.model.revision,
+            )
+        self.metrics.write("checkpoint", step=step, folder=str(folder.relative_to(self.run_dir)))
+
+    def resume(self) -> None:
+        """Go on from the checkpoint that `checkpoint.resume` means, where there is one."""
+        path = find_checkpoint(self.run_dir, resume=self.config.checkpoint.resume)
+        if path is None:
+            return
+        state, random_state = load_checkpoint(self.engine, path, fixed=fixed_values(self.config))
+        self.position = Position(**state["position"])
+        self.train_loader.load_state_dict(state["loader"])
+        keep_configured_schedule(self.engine, learning_rate=self.config.optim.learning_rate)
+        if random_state is None:
+            reseed(self.config.run.seed, step=self.position.step, rank=self.ranks.rank)
+        else:
+            restore_random_state(random_state)
+        self.metrics.rewind(self.position.step)
+        self.metrics.write("resume", step=self.position.step, checkpoint=str(path))
+        logger.info("going on from %s", path)
+
+    def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:
+        """The rest of the run: epoch (from 1), this rank's micro-batches, a timer that started with loading them."""
+        timer = StepTimer()
+        while self.position.step < self.total_steps:
+            epoch = self.train_loader.epoch + 1
+            timer.start()
+            for micro_batches in self.train_loader:
+                yield epoch, micro_batches, timer
+                if self.position.step == self.total_steps:
+                    return
+                timer.start()
+
+    def _due(self, every: int) -> bool:
+        return self.position.step % every == 0 or self.position.step == self.total_steps
+
+    def _record_non_finite(self, micro_batches: list[Batch], error: NonFiniteError) -> None:
+        """Write down, on each rank, the samples of a step that was not finite."""
+        step = self.position.step + 1
+        record = {
+            "step": step,
+            "rank": self.ranks.rank,
+            "samples": [list(batch.sample_ids) for batch in micro_batches],
+            "message": str(error),
+        }
+        path = self.run_dir / f"nonfinite-step-{step:08d}-rank-{self.ranks.rank:05d}.json"
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def write_run_folder(config: Config, deepspeed_config: dict[str, Any]) -> None:
+    """OUTPUT_DIR with config.yaml and ds_config.json."""
+    folder = config.run.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder / "config.yaml")
+    (folder / "ds_config.json").write_text(json.dumps(deepspeed_config, indent=2) + "\n", encoding="utf-8")
+
+
+def fixed_values(config: Config) -> dict[str, Any]:
+    """What a resumed run may not change, by key."""
+    values = resolved(config)
+    found: dict[str, Any] = {}
+    for key in FIXED_KEYS:
+        section, _, name = key.partition(".")
+        found |= {key: values[section][name]} if name else {f"{section}.{one}": v for one, v in values[section].items()}
+    return found
+
+
+def log_parameters(counts: dict[str, int]) -> None:
+    parts = {name: count for name, count in counts.items() if count and name not in ("base", "total", "trainable")}
+    logger.info(
+        "%s parameters, %s trainable (%.2f %%): %s",
+        f"{counts['total']:,}",
+        f"{counts['trainable']:,}",
+        100 * counts["trainable"] / counts["total"],
+        ", ".join(f"{name} {count:,}" for name, count in parts.items()),
+    )

@@ -1,0 +1,245 @@
+"""`train` end to end on the example voices: real launchers, real model, real audio, and what a run leaves behind."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from ds_higgs.data.collation import BatchCollator
+from peft import PeftModel
+
+from ds_higgs import pipeline
+from ds_higgs.batch import IGNORE_INDEX
+from ds_higgs.config_file import load_config
+from ds_higgs.distributed import Ranks
+from ds_higgs.model.loading import HiggsAudioModel
+from tests.support import launching
+from tests.support.launching import ROOT
+
+EXAMPLE = ROOT / "examples" / "voice_cloning"
+CONFIG = EXAMPLE / "config.yaml"
+STEP_KEYS = {
+    *("event", "step", "epoch", "loss", "text_loss", "audio_loss", "audio_loss_per_codebook", "learning_rate"),
+    *("grad_norm", "num_samples", "num_tokens", "num_text_targets", "num_audio_targets", "step_time_s"),
+    *("samples_per_second", "tokens_per_second", "peak_memory_gib"),
+}
+
+
+@pytest.fixture(scope="session")
+def codes(tmp_path_factory) -> Path:
+    """One code cache for all runs."""
+    return tmp_path_factory.mktemp("codes")
+
+
+@pytest.fixture
+def arguments(tiny_base, codes, tmp_path):
+    """Arguments of a short run of the example; later ones win."""
+
+    def build(run: str = "run", **overrides) -> list[str]:
+        values = {
+            "run.output_dir": tmp_path / run,
+            "model.base": tiny_base,
+            "data.cache_dir": codes,
+            "logging.tensorboard": "false",
+            "eval.eval_steps": 1000,
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+        return [
+            "train",
+            "-c",
+            str(CONFIG),
+            *(str(part) for key, value in values.items() for part in (f"--{key}", value)),
+        ]
+
+    return build
+
+
+def events(run_dir: Path, event: str) -> list[dict]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["event"] == event]
+
+
+def train(command: list, *, status: int = 0) -> str:
+    done = launching.run(command)
+    assert done.returncode == status, done.stdout[-6000:]
+    return done.stdout
+
+
+def steps(run_dir: Path) -> list[tuple]:
+    """What must be equal, bit for bit, in two runs of the same training."""
+    return [
+        (s["step"], s["loss"], s["text_loss"], s["audio_loss"], s["grad_norm"], s["num_audio_targets"])
+        for s in events(run_dir, "step")
+    ]
+
+
+def test_a_run_on_two_ranks_leaves_what_it_promises(arguments, tmp_path):
+    run_dir = tmp_path / "run"
+    train(
+        launching.deepspeed(
+            2, "--module", "ds_higgs", *arguments(run__epochs=3, eval__eval_steps=4, checkpoint__save_steps=4)
+        )
+    )
+
+    found = events(run_dir, "step")
+    assert [line["step"] for line in found] == list(range(1, 10))
+    assert set(found[0]) >= STEP_KEYS
+    assert all(len(line["audio_loss_per_codebook"]) == 8 for line in found)
+    assert [line["step"] for line in events(run_dir, "eval")] == [0, 4, 8, 9]
+    assert [line["step"] for line in events(run_dir, "checkpoint")] == [4, 8, 9]
+    assert events(run_dir, "end")[0]["reason"] == "done"
+    by_epoch = {epoch: [line for line in found if line["epoch"] == epoch] for epoch in (1, 2, 3)}
+    targets = {sum(line["num_audio_targets"] for line in lines) for lines in by_epoch.values()}
+    assert len(targets) == 1
+    assert targets.pop() > 0
+    assert {sum(line["num_samples"] for line in lines) for lines in by_epoch.values()} == {24}
+    assert all(line["audio_loss"] > 0 for line in found)
+    evaluations = [line["audio_loss"] for line in events(run_dir, "eval")]
+    assert evaluations[-1] < 0.9 * evaluations[0]
+    assert sorted(path.name for path in (run_dir / "adapters").iterdir()) == [
+        "final",
+        "step-00000004",
+        "step-00000008",
+        "step-00000009",
+    ]
+    given = json.loads((run_dir / "ds_config.json").read_text())
+    assert given["zero_optimization"]["stage"] == 2
+    assert given["bf16"]["enabled"] is True
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["run"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("launcher", ["none", "local rank -1", "torchrun"])
+def test_every_launcher_trains(launcher, arguments, tmp_path):
+    short = arguments(run__max_steps=2)
+    if launcher == "torchrun":
+        train(launching.torchrun(2, "-m", "ds_higgs", *short))
+    else:
+        env = {"LOCAL_RANK": "-1"} if launcher == "local rank -1" else {}
+        done = launching.run(launching.ds_higgs(*short), env=env)
+        assert done.returncode == 0, done.stdout[-4000:]
+    assert len(events(tmp_path / "run", "step")) == 2
+
+
+def test_resuming_gives_the_same_losses_bit_for_bit(arguments, tmp_path):
+    """Two ranks, bf16, dropout on, data workers; stopped in the middle of an epoch."""
+    common = {"data__num_workers": 1, "lora__dropout": 0.2, "run__epochs": 2, "checkpoint__save_steps": 2}
+    train(launching.deepspeed(2, "--module", "ds_higgs", *arguments("whole", **common)))
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for step in (4, 6):  # as if it had been killed at step 3
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"step-{step:08d}")
+    shutil.rmtree(tmp_path / "parts" / "adapters")
+
+    train(launching.deepspeed(2, "--module", "ds_higgs", *arguments("parts", **common)))
+
+    assert steps(tmp_path / "parts") == steps(tmp_path / "whole")
+    assert len(steps(tmp_path / "whole")) == 6
+    assert events(tmp_path / "parts", "resume")[0]["step"] == 2
+    final = "adapters/final/adapter_model.safetensors"
+    assert (tmp_path / "parts" / final).read_bytes() == (tmp_path / "whole" / final).read_bytes()
+
+
+def test_zero_stages_give_the_same_losses(arguments, tmp_path):
+    losses = {}
+    for stage in (0, 1, 2, 3):
+        run = f"stage{stage}"
+        command = arguments(run, run__max_steps=5, zero__stage=stage, lora__dropout=0)
+        train(launching.deepspeed(2, "--module", "ds_higgs", *command))
+        losses[stage] = [line["loss"] for line in events(tmp_path / run, "step")]
+    for stage in (0, 1, 3):
+        assert losses[stage] == pytest.approx(losses[2], rel=5e-3)
+
+
+def test_final_adapter_in_peft_is_the_trained_model(arguments, tiny_base, codes, tmp_path):
+    """Stock model and PEFT, from the adapter's files: the weights of the checkpoint, the trainer's validation loss."""
+    train(launching.ds_higgs(*arguments(run__max_steps=3, zero__precision="fp32")))
+    adapter = tmp_path / "run" / "adapters" / "final"
+    assert not list(adapter.glob("*.bin"))
+    model = PeftModel.from_pretrained(HiggsAudioModel.from_pretrained(tiny_base), adapter).eval()
+
+    states = tmp_path / "run" / "checkpoints" / "step-00000003" / "mp_rank_00_model_states.pt"
+    trained = torch.load(states, weights_only=False)["module"]
+    loaded = dict(model.named_parameters())
+    assert any("lora_" in name for name in trained)
+    assert any("modules_to_save" in name for name in trained)
+    for name, weight in trained.items():
+        assert torch.equal(loaded[name.removeprefix("peft_model.")], weight), name
+
+    assert plain_validation_loss(model, tiny_base, codes) == pytest.approx(
+        events(tmp_path / "run", "eval")[-1]["audio_loss"], rel=1e-5
+    )
+
+
+def plain_validation_loss(model: PeftModel, base: Path, codes: Path) -> float:
+    """Mean audio loss over the validation manifest, one sample at a time, the stock forward, a loop over codebooks."""
+    config = load_config(CONFIG, {"model.base": str(base), "data.cache_dir": str(codes)})
+    rules = pipeline.build_sample_rules(config.data, base)
+    dataset = pipeline.build_dataset(config, config.data.val_manifest, rules, Ranks(0, 1, 0))
+    collate = BatchCollator(rules.layout)
+    sums, counts = torch.zeros(8), torch.zeros(8)
+    for index in range(len(dataset)):
+        batch = collate([dataset[index]], [dataset.sample_id(index)])
+        with torch.no_grad():
+            logits = model(**batch.model_inputs, use_cache=False).audio_logits
+        for c in range(8):
+            target = batch.labels.audio[c, 1:]
+            sums[c] += F.cross_entropy(logits[:-1, c], target, reduction="sum")
+            counts[c] += (target != IGNORE_INDEX).sum()
+    return (sums / counts).mean().item()
+
+
+def test_mistakes_exit_2_with_one_message_and_no_run_folder(arguments, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "llama"}')
+    broken = json.loads((EXAMPLE / "train.json").read_text())
+    broken[3]["messages"][-1]["content"][-1]["audio_url"] = "audio/none.flac"
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    cases = {
+        ("--data.train_manifest", str(tmp_path / "none.json")): "none.json",
+        ("--data.train_manifest", str(tmp_path / "broken.json"), "--data.audio_root", str(EXAMPLE)): "none.flac",
+        ("--model.base", str(tmp_path / "empty")): "not a Higgs Audio checkpoint",
+        ("--checkpoint.resume", str(tmp_path / "nowhere")): "nowhere",
+        ("--memory.kernels", "liger"): "liger",
+    }
+    for extra, expected in cases.items():
+        output = train(launching.ds_higgs(*arguments(), *extra), status=2)
+        assert expected in output, extra
+        assert "Traceback" not in output, output
+        if extra[0] != "--checkpoint.resume":
+            assert not (tmp_path / "run").exists(), extra
+
+
+def test_a_fork_with_labels_is_refused_before_loading(arguments, tmp_path):
+    """A stand-in for the community fork: the same package with `labels` in its forward, first on the path."""
+    import boson_multimodal
+
+    fork = tmp_path / "fork" / "boson_multimodal"
+    shutil.copytree(Path(boson_multimodal.__path__[0]), fork)
+    modeling = fork / "model" / "higgs_audio" / "modeling_higgs_audio.py"
+    source = modeling.read_text()
+    assert source.count("reward: Optional[torch.FloatTensor] = None,\n    ):") == 1
+    modeling.write_text(
+        source.replace(
+            "reward: Optional[torch.FloatTensor] = None,\n    ):",
+            "reward: Optional[torch.FloatTensor] = None,\n        labels=None,\n    ):",
+        )
+    )
+    done = launching.run(launching.ds_higgs(*arguments()), env={"PYTHONPATH": f"{tmp_path / 'fork'}:{ROOT}"})
+    assert done.returncode == 2, done.stdout[-3000:]
+    assert str(modeling) in done.stdout
+    assert "labels" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_learning_rate_in_metrics_follows_the_schedule(arguments, tmp_path):
+    train(
+        launching.ds_higgs(
+            *arguments(run__max_steps=4, optim__warmup_steps=2, optim__learning_rate=0.01, optim__schedule="linear")
+        )
+    )
+    rates = [line["learning_rate"] for line in events(tmp_path / "run", "step")]
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.005])
+    assert all(math.isfinite(line["grad_norm"]) for line in events(tmp_path / "run", "step"))
