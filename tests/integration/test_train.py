@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from ds_higgs.data.collation import BatchCollator
 from peft import PeftModel
 
 from ds_higgs import pipeline
 from ds_higgs.batch import IGNORE_INDEX
 from ds_higgs.config_file import load_config
+from ds_higgs.data.collation import BatchCollator
 from ds_higgs.distributed import Ranks
 from ds_higgs.model.loading import HiggsAudioModel
 from tests.support import launching
