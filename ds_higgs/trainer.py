@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,10 +133,9 @@ class Trainer:
             num_codebooks=rules.layout.num_codebooks,
         )
 
-        # 2. The run's folder.
-        distributed.on_main_rank(lambda: write_run_folder(config, deepspeed_config))
+        checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
 
-        # 3. Model and engine.
+        # 2. Model and engine.
         model = build_lora_model(config, base, memory_settings)
         log_parameters(count_parameters(model))
         engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=total_steps, ranks=ranks)
@@ -149,7 +149,14 @@ class Trainer:
             weights=weights,
             total_steps=total_steps,
         )
-        trainer.resume()
+
+        # 3. Where the run goes on, and its folder.
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        distributed.on_main_rank(lambda: write_run_folder(config, deepspeed_config))
+        if checkpoint is not None:
+            trainer.metrics.rewind(trainer.position.step)
+            trainer.metrics.write("resume", step=trainer.position.step, checkpoint=str(checkpoint))
         return trainer
 
     def fit(self) -> Outcome:
@@ -253,11 +260,8 @@ class Trainer:
             )
         self.metrics.write("checkpoint", step=step, folder=str(folder.relative_to(self.run_dir)))
 
-    def resume(self) -> None:
-        """Go on from the checkpoint that `checkpoint.resume` means, where there is one."""
-        path = find_checkpoint(self.run_dir, resume=self.config.checkpoint.resume)
-        if path is None:
-            return
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of this run, or of another one."""
         state, random_state = load_checkpoint(self.engine, path, fixed=fixed_values(self.config))
         self.position = Position(**state["position"])
         self.train_loader.load_state_dict(state["loader"])
@@ -266,8 +270,6 @@ class Trainer:
             reseed(self.config.run.seed, step=self.position.step, rank=self.ranks.rank)
         else:
             restore_random_state(random_state)
-        self.metrics.rewind(self.position.step)
-        self.metrics.write("resume", step=self.position.step, checkpoint=str(path))
         logger.info("going on from %s", path)
 
     def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:

@@ -146,11 +146,11 @@ def test_zero_stages_give_the_same_losses(arguments, tmp_path):
     losses = {}
     for stage in (0, 1, 2, 3):
         run = f"stage{stage}"
-        command = arguments(run, run__max_steps=5, zero__stage=stage, lora__dropout=0)
+        command = arguments(run, run__max_steps=5, zero__stage=stage, lora__dropout=0, optim__learning_rate=5e-4)
         train(launching.deepspeed(2, "--module", "ds_higgs", *command))
         losses[stage] = [line["loss"] for line in events(tmp_path / run, "step")]
     for stage in (0, 1, 3):
-        assert losses[stage] == pytest.approx(losses[2], rel=5e-3)
+        assert losses[stage] == pytest.approx(losses[2], rel=2e-3)
 
 
 def test_final_adapter_in_peft_is_the_trained_model(arguments, tiny_base, codes, tmp_path):
@@ -208,8 +208,7 @@ def test_mistakes_exit_2_with_one_message_and_no_run_folder(arguments, tmp_path)
         output = train(launching.ds_higgs(*arguments(), *extra), status=2)
         assert expected in output, extra
         assert "Traceback" not in output, output
-        if extra[0] != "--checkpoint.resume":
-            assert not (tmp_path / "run").exists(), extra
+        assert not (tmp_path / "run").exists(), extra
 
 
 def test_a_fork_with_labels_is_refused_before_loading(arguments, tmp_path):
