@@ -13,3 +13,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "base"
     write_tiny_base(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def example_dir() -> Path:
+    """The voice-cloning example: manifests, audio, config; read only."""
+    return Path(__file__).parents[1] / "examples" / "voice_cloning"

@@ -1,0 +1,129 @@
+"""Speaks a text, or a whole manifest, with a base checkpoint and an adapter, to WAV files."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ds_higgs.data.prompts import Prompt, build_voice_prompt, collate_prompt
+from ds_higgs.errors import UserError
+from ds_higgs.export import open_adapter
+from ds_higgs.listening.samples import Speaker, choose_prompts, save_wav, speak_all
+from ds_higgs.listening.voice import Voice
+from ds_higgs.model.generation import GeneratedCodes, Sampling, generate_codes, max_frames_for
+from ds_higgs.model.loading import resolve_base
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
+
+
+@dataclass(frozen=True)
+class VoiceOptions:
+    """Which model speaks. base: None: the one that the adapter names."""
+
+    base: str | None = None
+    revision: str | None = None
+    adapter: Path | None = None
+    step: int | None = None
+    codec: str | None = None
+    device: str | None = None
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """How it speaks."""
+
+    sampling: Sampling
+    seed: int = 0
+    max_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The voice to speak in. turn: see `build_voice_prompt`."""
+
+    audio: Path | None = None
+    text: str | None = None
+    turn: str = "user"
+
+
+def load_voice(options: VoiceOptions, *, audio_root: Path | None = None) -> Voice:
+    """Load the model that `options` names.
+
+    Raises:
+        UserError: for what is missing or does not fit.
+    """
+    if options.base is None and options.adapter is None:
+        raise UserError("no model: expected --base, or --adapter with an adapter that names its base")
+    with ExitStack() as stack:
+        adapter, base, revision = None, options.base, options.revision
+        if options.adapter is not None:
+            opened = stack.enter_context(open_adapter(options.adapter, step=options.step, base=options.base))
+            adapter, base, revision = opened.folder, opened.base, revision or opened.revision
+        assert base is not None, "an opened adapter has a base"
+        return Voice.load(
+            resolve_base(base, revision),
+            adapter,
+            codec=options.codec,
+            audio_root=audio_root,
+            device=options.device,
+            dtype=DTYPES[options.precision],
+        )
+
+
+def speak_text(text: str, out: Path, *, voice: Voice, reference: Reference, speech: SpeechOptions) -> GeneratedCodes:
+    """Speak `text` in the voice of `reference` to the WAV file `out`; return the codes and what ended them.
+
+    Raises:
+        UserError: for a reference that cannot be used, and where nothing was said before the end.
+    """
+    prompt = build_prompt(text, voice=voice, reference=reference)
+    spoken = generate_codes(
+        voice.model,
+        collate_prompt(prompt, voice.collator),
+        max_frames=max_frames_for(
+            speech.max_seconds, sampling_rate=voice.codec.sampling_rate, hop_length=voice.codec.hop_length
+        ),
+        sampling=speech.sampling,
+        seed=speech.seed,
+    )
+    if spoken.codes.shape[1] == 0:
+        raise UserError(f"the model ended its speech at once (seed {speech.seed}); nothing was written")
+    save_wav(out, voice.codec.decode(spoken.codes), voice.codec)
+    return spoken
+
+
+def build_prompt(text: str, *, voice: Voice, reference: Reference) -> Prompt:
+    """The prompt for `text`, as a training sample of the same layout begins."""
+    if not text.strip():
+        raise UserError("the text to speak is empty")
+    return build_voice_prompt(
+        text,
+        reference_text=reference.text,
+        reference_codes=None if reference.audio is None else voice.encode(reference.audio),
+        reference_turn=reference.turn,
+        tokenizer=voice.rules.tokenizer,
+        layout=voice.rules.layout,
+    )
+
+
+def speak_manifest(
+    manifest: Path, out: Path, *, voice: Voice, speech: SpeechOptions, count: int, cache_dir: Path | None = None
+) -> list[dict]:
+    """Speak up to `count` samples of a manifest, spread over it, to `out`/NNN.wav; measures go to samples.jsonl.
+
+    Target and reference of each, as the codec gives them back, go to `out`/target and `out`/reference.
+    """
+    items = choose_prompts(voice.read_manifest(manifest, cache_dir=cache_dir), voice.collator, count=count)
+    if not items:
+        raise UserError(f"{manifest}: no sample has assistant audio to speak")
+    speaker = Speaker(
+        voice.codec, voice.collator, sampling=speech.sampling, seed=speech.seed, max_seconds=speech.max_seconds
+    )
+    speaker.save_originals(out, items)
+    rows = speak_all(voice.model, items, speaker, out)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    return rows
