@@ -4,10 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ds_higgs import __version__
+from ds_higgs.cli_speech import add_commands as add_speech_commands
 from ds_higgs.config_file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
 from ds_higgs.errors import UserError
 
@@ -54,7 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--whisper", action="store_true", help="with a Whisper audio tower")
     tiny.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
+
+    def add_speech_command(name: str, function: Callable[[argparse.Namespace], None], summary: str):
+        return _add_command(commands, name, partial(_without_rest, function), summary)
+
+    add_speech_commands(add_speech_command)
     return parser
+
+
+def _without_rest(function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace, rest: list[str]):
+    _refuse(rest)
+    function(arguments)
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:

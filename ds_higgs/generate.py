@@ -1,7 +1,6 @@
 """Speaks a text, or a whole manifest, with a base checkpoint and an adapter, to WAV files."""
 
 import json
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +19,15 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
 
 @dataclass(frozen=True)
 class VoiceOptions:
-    """Which model speaks. base: None: the one that the adapter names."""
+    """Which model speaks.
+
+    base: folder or hub id; None: the one that the adapter names.
+    base_of: instead of `base`: the base that this adapter names, without the adapter.
+    step: of a run, for `adapter` and `base_of`.
+    """
 
     base: str | None = None
+    base_of: Path | None = None
     revision: str | None = None
     adapter: Path | None = None
     step: int | None = None
@@ -55,22 +60,27 @@ def load_voice(options: VoiceOptions, *, audio_root: Path | None = None) -> Voic
     Raises:
         UserError: for what is missing or does not fit.
     """
-    if options.base is None and options.adapter is None:
-        raise UserError("no model: expected --base, or --adapter with an adapter that names its base")
-    with ExitStack() as stack:
-        adapter, base, revision = None, options.base, options.revision
-        if options.adapter is not None:
-            opened = stack.enter_context(open_adapter(options.adapter, step=options.step, base=options.base))
-            adapter, base, revision = opened.folder, opened.base, revision or opened.revision
-        assert base is not None, "an opened adapter has a base"
-        return Voice.load(
-            resolve_base(base, revision),
-            adapter,
-            codec=options.codec,
-            audio_root=audio_root,
-            device=options.device,
-            dtype=DTYPES[options.precision],
-        )
+    source = options.adapter or options.base_of
+    if source is None:
+        if options.base is None:
+            raise UserError("no model: expected --base, or --adapter with an adapter that names its base")
+        return _load(options, options.base, options.revision, None, audio_root)
+    with open_adapter(source, step=options.step, base=options.base) as opened:
+        folder = opened.folder if options.adapter else None
+        return _load(options, opened.base, options.revision or opened.revision, folder, audio_root)
+
+
+def _load(
+    options: VoiceOptions, base: str, revision: str | None, adapter: Path | None, audio_root: Path | None
+) -> Voice:
+    return Voice.load(
+        resolve_base(base, revision),
+        adapter,
+        codec=options.codec,
+        audio_root=audio_root,
+        device=options.device,
+        dtype=DTYPES[options.precision],
+    )
 
 
 def speak_text(text: str, out: Path, *, voice: Voice, reference: Reference, speech: SpeechOptions) -> GeneratedCodes:
