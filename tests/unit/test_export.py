@@ -17,38 +17,15 @@ from ds_higgs.model.loading import (
     load_tokenizer,
     resolve_base,
 )
-from ds_higgs.model.lora import apply_lora
 from ds_higgs.model.merge import load_adapter, merge_adapter
-
-
-def write_adapter(base: Path, folder: Path, *, seed: int) -> None:
-    torch.manual_seed(seed)
-    model = apply_lora(
-        load_model(base, dtype=torch.float32),
-        rank=2,
-        alpha=4,
-        dropout=0.0,
-        targets=["attention", "audio_ffn"],
-        modules_to_save=["audio_head"],
-    )
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.05)
-    model.save_pretrained(folder)
+from tests.support.runs import write_adapter, write_run
 
 
 @pytest.fixture(scope="module")
 def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with adapters of steps 5 and 10 and a final one; read only."""
     folder = tmp_path_factory.mktemp("runs") / "voice"
-    for name, seed in (("step-00000005", 5), ("step-00000010", 10), ("final", 10)):
-        write_adapter(tiny_base, folder / "adapters" / name, seed=seed)
-    config = {"model": {"base": str(tiny_base), "revision": None}, "optim": {"learning_rate": 0.005}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    lines = [{"event": "step", "step": n, "num_samples": 8, "num_audio_targets": 72000, "loss": 9.0} for n in (5, 10)]
-    lines.append({"event": "eval", "step": 5, "loss": 7.0, "text_loss": 3.0, "audio_loss": 4.0})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + '{"event": "step", "st')
+    write_run(folder, tiny_base)
     return folder
 
 

@@ -1,0 +1,116 @@
+"""generate and evaluate, as typed: on a CPU, with the tiny base and an adapter that was never trained."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from ds_higgs.cli import run as run_command
+from ds_higgs.errors import UserError
+from tests.support.runs import write_run
+
+CODEC_RATE = 24_000
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, example_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "voice"
+    write_run(folder, tiny_base, val_manifest=example_dir / "val.json")
+    return folder
+
+
+@pytest.fixture
+def generate(run: Path, tmp_path: Path, example_dir: Path):
+    def speak(*options: str, name: str = "out.wav") -> bytes:
+        reference = [
+            "--reference",
+            str(example_dir / "audio" / "speaker_001_00.flac"),
+            "--reference-text",
+            "The ferry.",
+        ]
+        out = tmp_path / name
+        run_command(["generate", "--adapter", str(run), "--text", "مرحبا, hello", *reference, "-o", str(out), *options])
+        return out.read_bytes()
+
+    return speak
+
+
+def test_a_text_becomes_a_wav(generate, tmp_path: Path, capsys: pytest.CaptureFixture):
+    generate("--max-seconds", "1")
+    info = soundfile.info(tmp_path / "out.wav")
+    assert (info.samplerate, info.channels, info.subtype) == (CODEC_RATE, 1, "PCM_16")
+    seconds, ended = re.search(r"out.wav: ([\d.]+) s, (ended by the model|cut off)", capsys.readouterr().out).groups()
+    assert float(seconds) == pytest.approx(info.duration, abs=0.04)  # a frame
+    assert (ended == "cut off") == (seconds == "1.00")
+
+
+def test_the_seed_decides(generate):
+    first, again, other = (generate("--max-seconds", "1", "--seed", seed) for seed in ("1", "1", "2"))
+    assert first == again
+    assert first != other
+
+
+def test_adapter_step_and_reference_matter(generate, run: Path):
+    greedy = ("--max-seconds", "1", "--temperature", "0")
+    assert generate(*greedy) != generate(*greedy, "--step", "5")
+    assert generate(*greedy) != generate(*greedy, "--reference-turn", "assistant")
+
+
+def test_a_manifest_is_spoken(run: Path, example_dir: Path, tmp_path: Path):
+    out = tmp_path / "spoken"
+    manifest, cache = str(example_dir / "val.json"), str(tmp_path / "codes")
+    options = ["--count", "2", "--max-seconds", "0.5", "--cache-dir", cache]
+    run_command(["generate", "--adapter", str(run), "--manifest", manifest, "-o", str(out), *options])
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [row["sample_id"] for row in rows] == ["val.json:0", "val.json:7"]
+    for row in rows:
+        assert row["stopped_by"] in ("eos", "length")
+        assert row["seconds"] <= 0.52
+        target = soundfile.info(out / "target" / Path(row["file"]).name)
+        assert row["duration_ratio"] == pytest.approx(row["seconds"] / target.duration)
+        assert (out / "reference" / Path(row["file"]).name).is_file()
+
+
+def test_checkpoints_are_compared_with_their_base(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    options = ["--count", "1", "--max-seconds", "0.5", "--cache-dir", str(tmp_path / "codes")]
+    run_command(["evaluate", str(run), *options])
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["base", "voice"]
+    record = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    base, adapted = (column["values"] for column in record["columns"])
+    assert base["audio_loss"] == pytest.approx(6.96, abs=0.02)
+    assert base["audio_loss"] != adapted["audio_loss"]
+    assert any(f"{base['audio_loss']:.4f}" in line and f"{adapted['audio_loss']:.4f}" in line for line in lines)
+    files = {column["name"]: column["samples"][0]["file"] for column in record["columns"]}
+    assert files == {"base": "base/000.wav", "voice": "voice/000.wav"}
+    assert (run / "evaluation" / "voice" / "000.wav").is_file()
+
+
+def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_path: Path):
+    where = ["--manifest", str(example_dir / "val.json"), "-o", str(tmp_path / "out")]
+    options = ["--count", "1", "--max-seconds", "0.2", "--cache-dir", str(tmp_path / "codes")]
+    run_command(["evaluate", "--base", str(tiny_base), *where, *options])
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [column["name"] for column in record["columns"]] == ["base"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--text", "a", "-o", "x.wav"], "no model"),
+        (["generate", "--adapter", "RUN", "--text", " ", "-o", "x.wav"], "the text to speak is empty"),
+        (["generate", "--adapter", "RUN", "--text", "a", "-o", "x.wav", "--reference", "no.wav"], "no.wav"),
+        (["generate", "--adapter", "RUN", "--text", "a", "-o", "x.wav", "--top-p", "2"], "--top-p: found 2.0"),
+        (["generate", "--adapter", "RUN", "--manifest", "m", "-o", "x", "--reference", "r"], "go with --text"),
+        (["generate", "--adapter", "nowhere", "--text", "a", "-o", "x.wav"], "nowhere: not the folder of a run"),
+        (["evaluate"], "nothing to evaluate"),
+        (["evaluate", "--base", "BASE", "-o", "x"], "nothing to evaluate on"),
+        (["export", "RUN", "-o", "RUN"], "expected a new or empty folder"),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], message: str, run: Path, tiny_base: Path):
+    places = {"RUN": str(run), "BASE": str(tiny_base)}
+    with pytest.raises(UserError, match=message):
+        run_command([places.get(argument, argument) for argument in arguments])

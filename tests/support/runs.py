@@ -1,0 +1,53 @@
+"""A finished run's folder without its training: adapters with random weights, a config, made-up metrics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ds_higgs.model.loading import load_model
+from ds_higgs.model.lora import apply_lora
+
+LAST_STEP = 10
+
+
+def write_adapter(base: Path, folder: Path, *, seed: int) -> None:
+    """A small adapter on `base` with weights large enough to matter."""
+    torch.manual_seed(seed)
+    model = apply_lora(
+        load_model(base, dtype=torch.float32),
+        rank=2,
+        alpha=4,
+        dropout=0.0,
+        targets=["attention", "audio_ffn"],
+        modules_to_save=["audio_head"],
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
+
+
+def write_run(folder: Path, base: Path, *, val_manifest: Path | None = None) -> None:
+    """A run with adapters of steps 5 and 10, a final one, and a metrics.jsonl whose last line was cut off."""
+    for name, seed in (("step-00000005", 5), ("step-00000010", 10), ("final", 10)):
+        write_adapter(base, folder / "adapters" / name, seed=seed)
+    config = {
+        "run": {"output_dir": str(folder)},
+        "model": {"base": str(base), "revision": None},
+        "data": {"val_manifest": None if val_manifest is None else str(val_manifest)},
+        "optim": {"learning_rate": 0.005},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_metrics(folder / "metrics.jsonl")
+
+
+def write_metrics(path: Path) -> None:
+    """Steps 5 and 10, an evaluation at step 5, and half a line."""
+    lines: list[dict[str, Any]] = [
+        {"event": "step", "step": step, "num_samples": 8, "num_audio_targets": 72_000, "loss": 9.0} for step in (5, 10)
+    ]
+    lines.append({"event": "eval", "step": 5, "loss": 7.0, "text_loss": 3.0, "audio_loss": 4.0})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "step", "st')
