@@ -62,6 +62,10 @@ class CodecSource:
                 f"the base checkpoint expects {num_codebooks} x {codebook_size}"
             )
 
+    def count_frames(self, seconds: np.ndarray) -> np.ndarray:
+        """Code frames of clips of these lengths, [num_clips] int64."""
+        return np.ceil(np.round(seconds * self.sampling_rate, 3) / self.hop_length).astype(np.int64)
+
     def load(self, device: torch.device | str = "cpu") -> AudioCodec:
         """Load the weights."""
         if self.kind == "dac":
