@@ -29,6 +29,9 @@ def _write(model: PeftModel, folder: Path, *, base: str, revision: str | None) -
     config.revision = revision
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    try:
+        model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # what a full disk left of it

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from deepspeed import DeepSpeedEngine
+from safetensors import SafetensorError
 
 from ds_higgs import distributed, pipeline
 from ds_higgs.adapter import save_adapter
@@ -77,6 +78,7 @@ class Position:
     step: int = 0
     samples_seen: int = 0
     tokens_seen: int = 0
+    validation_loss: float | None = None  # of the last validation
 
 
 class Trainer:
@@ -154,8 +156,8 @@ class Trainer:
         if checkpoint is not None:
             trainer.resume(checkpoint)
         distributed.on_main_rank(lambda: write_run_folder(config, deepspeed_config))
+        trainer.metrics.rewind(trainer.position.step if checkpoint is not None else -1)
         if checkpoint is not None:
-            trainer.metrics.rewind(trainer.position.step)
             trainer.metrics.write("resume", step=trainer.position.step, checkpoint=str(checkpoint))
         return trainer
 
@@ -176,8 +178,9 @@ class Trainer:
             progress.step(self.position.step, values)
             if self._due(self.config.eval.eval_steps):
                 self.validate()
-            if stop or self._due(self.config.checkpoint.save_steps):
-                self.save()
+            last = stop or self.position.step == self.total_steps
+            if last or self._due(self.config.checkpoint.save_steps):
+                self.save(may_fail=not last and self.config.checkpoint.on_save_error == "warn")
             if stop and self.position.step < self.total_steps:
                 outcome = Outcome.STOPPED
                 break
@@ -225,7 +228,9 @@ class Trainer:
         """Record the losses on the validation manifest, where there is one."""
         if self.val_loader is None:
             return
-        batches = (batch for [batch] in islice(iter(self.val_loader), self.config.eval.max_batches))
+        # From the first micro-batch on, although `max_batches` may have left the loader in the middle.
+        self.val_loader.epoch, self.val_loader.micro_batches_done = 0, 0
+        batches = (batch for [batch] in islice(self.val_loader, self.config.eval.max_batches))
         values = eval_values(evaluate(self.engine, batches, self.weights))
         logger.info(
             "step %d: validation loss %.4f  text %.4f  audio %.4f",
@@ -234,30 +239,28 @@ class Trainer:
             values["text_loss"],
             values["audio_loss"],
         )
+        self.position.validation_loss = values["loss"]
         self.metrics.write("eval", step=self.position.step, **values)
         shown = ("loss", "text_loss", "audio_loss")
         track(self.engine, self.position.step, {f"val/{name}": values[name] for name in shown})
 
-    def save(self) -> None:
-        """Write a checkpoint to resume from and the adapter as it is now."""
+    def save(self, *, may_fail: bool) -> None:
+        """Write the adapter as it is now, then a checkpoint to resume from: whatever it is of is then complete.
+
+        Raises:
+            OSError, SafetensorError: they could not be written and `may_fail` is false; on every rank, naming the file.
+        """
         step = self.position.step
-        folder = save_checkpoint(
-            self.engine,
-            self.run_dir,
-            step=step,
-            state={"position": vars(self.position), "loader": self.train_loader.state_dict()},
-            rank_state=capture_random_state(),
-            keep_latest=self.config.checkpoint.keep_latest,
-            fixed=fixed_values(self.config),
-        )
-        names = [f"step-{step:08d}"] + (["final"] if step == self.total_steps else [])
-        for name in names:
-            save_adapter(
-                self.engine,
-                self.run_dir / "adapters" / name,
-                base=resolved(self.config)["model"]["base"],
-                revision=self.config.model.revision,
-            )
+        try:
+            for name in [f"step-{step:08d}"] + (["final"] if step == self.total_steps else []):
+                self._save_adapter(name)
+            folder = self._save_checkpoint()
+        except (OSError, SafetensorError) as error:
+            if not may_fail:
+                raise
+            logger.warning("%s; going on without it", error)
+            self.metrics.write("save_error", step=step, message=str(error))
+            return
         self.metrics.write("checkpoint", step=step, folder=str(folder.relative_to(self.run_dir)))
 
     def resume(self, path: Path) -> None:
@@ -271,6 +274,30 @@ class Trainer:
         else:
             restore_random_state(random_state)
         logger.info("going on from %s", path)
+
+    def _save_checkpoint(self) -> Path:
+        return save_checkpoint(
+            self.engine,
+            self.run_dir,
+            step=self.position.step,
+            state={
+                "position": vars(self.position),
+                "loader": self.train_loader.state_dict(),
+                "config": resolved(self.config),
+            },
+            rank_state=capture_random_state(),
+            keep_latest=self.config.checkpoint.keep_latest,
+            fixed=fixed_values(self.config),
+            validation_loss=self.position.validation_loss,
+        )
+
+    def _save_adapter(self, name: str) -> None:
+        save_adapter(
+            self.engine,
+            self.run_dir / "adapters" / name,
+            base=resolved(self.config)["model"]["base"],
+            revision=self.config.model.revision,
+        )
 
     def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:
         """The rest of the run: epoch (from 1), this rank's micro-batches, a timer that started with loading them."""

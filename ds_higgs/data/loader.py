@@ -14,6 +14,7 @@ from ds_higgs.batch import Batch
 from ds_higgs.data.collation import BatchCollator, mask_all_labels
 from ds_higgs.data.sampling import EpochPlan, plan_epoch
 from ds_higgs.errors import UserError
+from ds_higgs.stopping import ignore_stop_signals
 
 FILLER = -1  # in place of a micro-batch number
 
@@ -153,6 +154,7 @@ class StepLoader:
             sampler=numbers,
             collate_fn=_unchanged,
             num_workers=self.num_workers,
+            worker_init_fn=_leave_signals_to_the_rank,
             pin_memory=self.pin_memory,
             # Its own generator: else each epoch would draw from torch's global one and change what dropout draws.
             generator=torch.Generator().manual_seed(self.seed),
@@ -181,6 +183,10 @@ class StepLoader:
             "shuffle": self.shuffle,
             "lengths_checksum": zlib.crc32(np.ascontiguousarray(self.dataset.lengths).tobytes()),
         }
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    ignore_stop_signals()
 
 
 class _MicroBatches(Dataset):
