@@ -30,6 +30,9 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q)
 # torch first and alone: the other packages then take the one that is there.
 "$venv/bin/python" -c "import torch" 2>/dev/null || "${pip[@]}" "$torch"
 "${pip[@]}" -e ".${extras:+[$extras]}"
-# Its declared dependencies would replace torch and break transformers.
+# Declared dependencies of these would replace torch and break transformers.
 "${pip[@]}" --no-deps boson-multimodal==0.1.1
+if [[ ,$extras, == *,codec,* ]]; then
+  "${pip[@]}" --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2
+fi
 echo "$state" >"$venv/.installed"

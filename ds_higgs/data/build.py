@@ -28,6 +28,7 @@ from ds_higgs.data.files import write_atomically
 from ds_higgs.data.manifest import problem_at
 from ds_higgs.data.problems import BadSampleError, Problem, raise_problems, write_rejected
 from ds_higgs.data.rules import SampleRules
+from ds_higgs.data.statistics import ManifestStatistics, compute_statistics
 from ds_higgs.errors import UserError
 
 OLD_PARTS_SECONDS = 24 * 3600
@@ -147,13 +148,20 @@ class Preparation:
         Raises:
             UserError: there is none.
         """
-        numbers = self.parts.arrays["numbers"]
-        good = np.flatnonzero(~np.isin(numbers, [problem.number for problem in self.problems]))
+        good = self._good_samples()
         if not len(good):
             raise_problems(self.manifest, self.problems)
         arrays = merge_packed([self.parts.arrays], good)
         clips = [self.parts.clips[index] for index in good]
         return HiggsDataset(self.manifest, arrays, clips, cache=self._cache, layout=self._rules.layout)
+
+    def statistics(self) -> ManifestStatistics:
+        """Of the samples without a problem."""
+        return compute_statistics(self.parts, self._good_samples(), self._rules)
+
+    def _good_samples(self) -> np.ndarray:
+        bad = [problem.number for problem in self.problems]
+        return np.flatnonzero(~np.isin(self.parts.arrays["numbers"], bad))
 
     def _share_failures(self, failures: Mapping[str, BadSampleError]) -> None:
         content = {key: (error.message, error.expected) for key, error in failures.items()}

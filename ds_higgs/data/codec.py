@@ -62,6 +62,10 @@ class CodecSource:
                 f"the base checkpoint expects {num_codebooks} x {codebook_size}"
             )
 
+    def count_frames(self, seconds: np.ndarray) -> np.ndarray:
+        """Code frames of clips of these lengths, [num_clips] int64."""
+        return np.ceil(np.round(seconds * self.sampling_rate, 3) / self.hop_length).astype(np.int64)
+
     def load(self, device: torch.device | str = "cpu") -> AudioCodec:
         """Load the weights."""
         if self.kind == "dac":
@@ -101,10 +105,13 @@ def describe_codec(folder: Path) -> CodecSource:
             (config.json, model.pth).
     """
     config = _read_config(folder)
-    if config.get("model_type") == "dac":
-        return _describe_dac(folder, config)
-    if "ratios" in config and (folder / "model.pth").is_file():
-        return _describe_higgs(folder, config)
+    try:
+        if config.get("model_type") == "dac":
+            return _describe_dac(folder, config)
+        if "ratios" in config and (folder / "model.pth").is_file():
+            return _describe_higgs(folder, config)
+    except KeyError as error:
+        raise UserError(f"{folder / 'config.json'}: the audio codec's config lacks {error}") from None
     raise UserError(
         f"{folder}: not an audio codec; expected config.json with model_type dac beside model.safetensors, "
         "or boson's tokenizer: config.json with `ratios` beside model.pth"

@@ -73,8 +73,8 @@ def check_fits(tokenized: TokenizedSample, clips: Sequence[Clip], rules: SampleR
     """What is wrong with the sample as a whole, its clips being known."""
     errors = _check_whisper(tokenized, clips, rules.layout) if rules.layout.whisper else []
     seconds = np.asarray([clip.seconds for clip in clips])
-    frames = np.ceil(np.round(seconds * rules.codec.sampling_rate, 3) / rules.codec.hop_length)
-    positions = rules.layout.count_positions(np.asarray(tokenized.tokens), frames.astype(np.int64), seconds)
+    frames = rules.codec.count_frames(seconds)
+    positions = rules.layout.count_positions(np.asarray(tokenized.tokens), frames, seconds)
     if positions.sum() > rules.max_tokens:
         expected = f"at most {rules.max_tokens} (the model's positions, or data.max_tokens)"
         errors.append(BadSampleError(f"the sample takes {positions.sum()} positions", expected))

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 from peft import PeftModel
 
 from ds_higgs import pipeline
-from ds_higgs.batch import IGNORE_INDEX
+from ds_higgs.batch import IGNORE_INDEX, MODEL_INPUT_NAMES
 from ds_higgs.config_file import load_config
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.distributed import Ranks
@@ -35,27 +37,47 @@ def codes(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("codes")
 
 
+def build_arguments(run_dir: Path, tiny_base: Path, codes: Path, **overrides) -> list[str]:
+    """Arguments of a run of the example; `section__key` for a key."""
+    values = {
+        "run.output_dir": run_dir,
+        "model.base": tiny_base,
+        "data.cache_dir": codes,
+        "logging.tensorboard": "false",
+        "eval.eval_steps": 1000,
+        **{key.replace("__", "."): value for key, value in overrides.items()},
+    }
+    flags = [str(part) for key, value in values.items() for part in (f"--{key}", value)]
+    return ["train", "-c", str(CONFIG), *flags]
+
+
 @pytest.fixture
 def arguments(tiny_base, codes, tmp_path):
-    """Arguments of a short run of the example; later ones win."""
+    """Arguments of a run in this test's own folder."""
 
     def build(run: str = "run", **overrides) -> list[str]:
-        values = {
-            "run.output_dir": tmp_path / run,
-            "model.base": tiny_base,
-            "data.cache_dir": codes,
-            "logging.tensorboard": "false",
-            "eval.eval_steps": 1000,
-            **{key.replace("__", "."): value for key, value in overrides.items()},
-        }
-        return [
-            "train",
-            "-c",
-            str(CONFIG),
-            *(str(part) for key, value in values.items() for part in (f"--{key}", value)),
-        ]
+        return build_arguments(tmp_path / run, tiny_base, codes, **overrides)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def plain_run(tiny_base, codes, tmp_path_factory) -> Path:
+    """Four steps in fp32, one process, no launcher, with a spy on the model's forward (spy.json)."""
+    run_dir = tmp_path_factory.mktemp("plain") / "run"
+    command = build_arguments(
+        run_dir,
+        tiny_base,
+        codes,
+        run__max_steps=4,
+        zero__precision="fp32",
+        optim__warmup_steps=2,
+        optim__learning_rate=0.01,
+        optim__schedule="linear",
+    )
+    spy = ROOT / "tests" / "integration" / "workers" / "spy.py"
+    train([sys.executable, spy, run_dir.parent / "spy.json", *command])
+    return run_dir
 
 
 def events(run_dir: Path, event: str) -> list[dict]:
@@ -112,14 +134,13 @@ def test_a_run_on_two_ranks_leaves_what_it_promises(arguments, tmp_path):
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["run"]["epochs"] == 3
 
 
-@pytest.mark.parametrize("launcher", ["none", "local rank -1", "torchrun"])
+@pytest.mark.parametrize("launcher", ["local rank -1", "torchrun"])
 def test_every_launcher_trains(launcher, arguments, tmp_path):
     short = arguments(run__max_steps=2)
     if launcher == "torchrun":
         train(launching.torchrun(2, "-m", "ds_higgs", *short))
     else:
-        env = {"LOCAL_RANK": "-1"} if launcher == "local rank -1" else {}
-        done = launching.run(launching.ds_higgs(*short), env=env)
+        done = launching.run(launching.ds_higgs(*short), env={"LOCAL_RANK": "-1"})
         assert done.returncode == 0, done.stdout[-4000:]
     assert len(events(tmp_path / "run", "step")) == 2
 
@@ -153,14 +174,13 @@ def test_zero_stages_give_the_same_losses(arguments, tmp_path):
         assert losses[stage] == pytest.approx(losses[2], rel=2e-3)
 
 
-def test_final_adapter_in_peft_is_the_trained_model(arguments, tiny_base, codes, tmp_path):
+def test_final_adapter_in_peft_is_the_trained_model(plain_run, tiny_base, codes):
     """Stock model and PEFT, from the adapter's files: the weights of the checkpoint, the trainer's validation loss."""
-    train(launching.ds_higgs(*arguments(run__max_steps=3, zero__precision="fp32")))
-    adapter = tmp_path / "run" / "adapters" / "final"
+    adapter = plain_run / "adapters" / "final"
     assert not list(adapter.glob("*.bin"))
     model = PeftModel.from_pretrained(HiggsAudioModel.from_pretrained(tiny_base), adapter).eval()
 
-    states = tmp_path / "run" / "checkpoints" / "step-00000003" / "mp_rank_00_model_states.pt"
+    states = plain_run / "checkpoints" / "step-00000004" / "mp_rank_00_model_states.pt"
     trained = torch.load(states, weights_only=False)["module"]
     loaded = dict(model.named_parameters())
     assert any("lora_" in name for name in trained)
@@ -169,8 +189,55 @@ def test_final_adapter_in_peft_is_the_trained_model(arguments, tiny_base, codes,
         assert torch.equal(loaded[name.removeprefix("peft_model.")], weight), name
 
     assert plain_validation_loss(model, tiny_base, codes) == pytest.approx(
-        events(tmp_path / "run", "eval")[-1]["audio_loss"], rel=1e-5
+        events(plain_run, "eval")[-1]["audio_loss"], rel=1e-5
     )
+
+
+def test_first_step_equals_plain_code_on_the_same_batch(plain_run, tiny_base):
+    """The model is called with `label_ids` and places the text labels itself; a loop runs over the codebooks.
+
+    LoRA starts at zero, so the base model alone gives the first step's losses, whatever dropout drew.
+    """
+    config = load_config(plain_run / "config.yaml", {})
+    rules = pipeline.build_sample_rules(config.data, tiny_base)
+    dataset = pipeline.build_dataset(config, config.data.train_manifest, rules, Ranks(0, 1, 0))
+    [batch] = next(iter(pipeline.build_train_loader(config, dataset, rules, Ranks(0, 1, 0))))
+    model = HiggsAudioModel.from_pretrained(tiny_base)
+    with torch.no_grad():
+        outputs = model(**batch.model_inputs, label_ids=batch.labels.text, use_cache=False)
+    labels = outputs.expanded_labels[:, 1:]
+    text = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels.flatten())
+    codebooks = [F.cross_entropy(outputs.audio_logits[:-1, c], batch.labels.audio[c, 1:]) for c in range(8)]
+
+    first = events(plain_run, "step")[0]
+    assert first["text_loss"] == pytest.approx(text.item(), rel=1e-5)
+    assert first["audio_loss_per_codebook"] == pytest.approx([loss.item() for loss in codebooks], rel=1e-5)
+    assert first["audio_loss"] == pytest.approx(sum(codebooks).item() / 8, rel=1e-5)
+
+
+def test_the_model_sees_no_labels_in_training_or_validation(plain_run):
+    calls = json.loads((plain_run.parent / "spy.json").read_text())
+    assert {call["training"] for call in calls} == {True, False}
+    for call in calls:
+        assert set(call["arguments"]) <= {*MODEL_INPUT_NAMES, "use_cache"}
+        assert {"input_ids", "audio_out_ids"} <= set(call["arguments"])
+
+
+def test_learning_rate_in_metrics_follows_the_schedule(plain_run):
+    rates = [line["learning_rate"] for line in events(plain_run, "step")]
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.005])
+    assert all(math.isfinite(line["grad_norm"]) for line in events(plain_run, "step"))
+
+
+def test_losses_are_the_golden_ones(plain_run):
+    """To be renewed on purpose only: DS_HIGGS_UPDATE_GOLDEN=1."""
+    golden = ROOT / "tests" / "golden" / "example_losses.json"
+    keys = ("step", "loss", "text_loss", "audio_loss", "grad_norm", "num_text_targets", "num_audio_targets")
+    found = [{key: line[key] for key in keys} for line in events(plain_run, "step")]
+    if os.environ.get("DS_HIGGS_UPDATE_GOLDEN"):
+        golden.write_text(json.dumps(found, indent=1) + "\n")
+    for line, expected in zip(found, json.loads(golden.read_text()), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
 
 
 def plain_validation_loss(model: PeftModel, base: Path, codes: Path) -> float:
@@ -231,14 +298,3 @@ def test_a_fork_with_labels_is_refused_before_loading(arguments, tmp_path):
     assert str(modeling) in done.stdout
     assert "labels" in done.stdout
     assert "Traceback" not in done.stdout
-
-
-def test_learning_rate_in_metrics_follows_the_schedule(arguments, tmp_path):
-    train(
-        launching.ds_higgs(
-            *arguments(run__max_steps=4, optim__warmup_steps=2, optim__learning_rate=0.01, optim__schedule="linear")
-        )
-    )
-    rates = [line["learning_rate"] for line in events(tmp_path / "run", "step")]
-    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.005])
-    assert all(math.isfinite(line["grad_norm"]) for line in events(tmp_path / "run", "step"))

@@ -1,0 +1,76 @@
+"""What a manifest holds: counts, hours, speakers, lengths and the share that is learned."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ds_higgs.data.analysis import Parts
+from ds_higgs.data.rules import SampleRules
+
+PERCENTILES = (5, 50, 95, 100)
+
+
+@dataclass(frozen=True)
+class ManifestStatistics:
+    """Of a manifest's samples without a problem.
+
+    audio_hours: of the distinct clips; target_hours, reference_hours: as often as they are used.
+    target_seconds, positions: PERCENTILES of a target clip's length, and of a sample's positions in the model.
+    target_share: supervised positions / all positions.
+    speakers: samples per speaker, most first; samples without one are left out.
+    """
+
+    num_samples: int
+    num_text_only: int
+    num_clips: int
+    audio_hours: float
+    target_hours: float
+    reference_hours: float
+    speakers: dict[str, int]
+    target_seconds: dict[str, float]
+    positions: dict[str, float]
+    positions_per_sample: float
+    target_share: float
+
+
+def compute_statistics(parts: Parts, keep: np.ndarray, rules: SampleRules) -> ManifestStatistics:
+    """Statistics of the samples at the indices `keep`."""
+    layout, codec = rules.layout, rules.codec
+    ends = np.cumsum(parts.arrays["token_counts"])
+    positions, supervised = [], 0
+    targets: list[float] = []
+    references: list[float] = []
+    for index in keep:
+        span = slice(ends[index] - parts.arrays["token_counts"][index], ends[index])
+        tokens, learned = parts.arrays["tokens"][span], parts.arrays["supervised"][span]
+        seconds = np.asarray([clip.seconds for clip in parts.clips[index]])
+        per_token = layout.count_positions(tokens, codec.count_frames(seconds), seconds)
+        positions.append(int(per_token.sum()))
+        supervised += int(per_token[learned].sum())
+        placeholder = (tokens == layout.audio_in_token) | (tokens == layout.audio_out_token)
+        is_target = learned[placeholder]
+        targets += seconds[is_target].tolist()
+        references += seconds[~is_target].tolist()
+    distinct = {clip.key: clip.seconds for index in keep for clip in parts.clips[index]}
+    speakers = Counter(speaker for index in keep if (speaker := parts.speakers[index]) is not None)
+    return ManifestStatistics(
+        num_samples=len(keep),
+        num_text_only=sum(not parts.clips[index] for index in keep),
+        num_clips=len(distinct),
+        audio_hours=sum(distinct.values()) / 3600,
+        target_hours=sum(targets) / 3600,
+        reference_hours=sum(references) / 3600,
+        speakers=dict(speakers.most_common()),
+        target_seconds=_percentiles(targets),
+        positions=_percentiles(positions),
+        positions_per_sample=float(np.mean(positions)) if positions else 0.0,
+        target_share=supervised / sum(positions) if positions else 0.0,
+    )
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    names = [f"p{percentile}" for percentile in PERCENTILES]
+    found = np.percentile(values, PERCENTILES) if values else np.zeros(len(names))
+    return {name: round(float(value), 3) for name, value in zip(names, found, strict=True)}

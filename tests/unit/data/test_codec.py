@@ -1,0 +1,209 @@
+"""Both codecs: codes do not depend on the batch, folders are told apart, misfits are refused."""
+
+import builtins
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel
+
+from ds_higgs.data import batched_encoding
+from ds_higgs.data.codec import HIGGS_TOKENIZER, describe_codec, find_codec, load_codec
+from ds_higgs.data.higgs_tokenizer import _check_complete, _no_remote_code
+from ds_higgs.data.torchaudio_stand_in import provide_torchaudio, resample
+from ds_higgs.errors import UserError
+
+from .audio_files import RATE, tone
+
+LENGTHS = (9600, 9601, 13440, 9600, 9599)  # samples; three of them are 10 frames long
+
+
+def small_hubert(*_, **__):
+    config = HubertConfig(num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, conv_dim=(16,) * 7)
+    return HubertModel(config)
+
+
+@torch.no_grad()
+def spread_codebooks(tokenizer):
+    """Codebooks about what the random encoder gives; as built they are all zero, and all codes equal."""
+    encoded = []
+    hook = tokenizer.fc_prior.register_forward_hook(lambda _, __, output: encoded.append(output[0]))
+    tokenizer.encode(tone(2.0), sr=RATE)
+    hook.remove()
+    mean, std = encoded[0].mean(0), encoded[0].std(0)
+    for number, layer in enumerate(tokenizer.quantizer.vq.layers):
+        embed = layer._codebook.embed
+        embed.copy_(std * torch.randn(embed.shape) + (mean if number == 0 else 0))
+
+
+@pytest.fixture(scope="module")
+def higgs_folder(tmp_path_factory):
+    """boson's real tokenizer class, its HuBERT small and all weights random, saved as the released one is."""
+    provide_torchaudio()
+    tokenizer_module = pytest.importorskip("boson_multimodal.audio_processing.higgs_audio_tokenizer")
+    folder = tmp_path_factory.mktemp("higgs_tokenizer")
+    config = {"D": 256, "ratios": [8, 5, 4, 2, 3], "sample_rate": RATE, "bins": 1024, "n_q": 8,
+              "target_bandwidths": [0.5, 1, 1.5, 2], "semantic_techer": "hubert_base_general"}  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patch.setattr(tokenizer_module.AutoModel, "from_pretrained", small_hubert)
+        tokenizer = tokenizer_module.HiggsAudioTokenizer(**config, device="cpu")
+        spread_codebooks(tokenizer.eval())
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(tokenizer.state_dict(), folder / "model.pth")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["dac", "higgs"])
+def codec_folder(request, tiny_base):
+    return tiny_base / "codec" if request.param == "dac" else request.getfixturevalue("higgs_folder")
+
+
+@pytest.fixture(scope="module")
+def codec(codec_folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.AutoModel.from_pretrained", small_hubert)
+        return load_codec(codec_folder)
+
+
+def clips():
+    return [tone(length / RATE, pitch=150 + 30 * index, seed=index) for index, length in enumerate(LENGTHS)]
+
+
+def test_codes_of_a_clip_are_the_same_alone_and_in_any_batch(codec):
+    alone = [codec.encode([clip])[0] for clip in clips()]
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0]):
+        together = codec.encode([clips()[index] for index in order])
+        for index, codes in zip(order, together, strict=True):
+            assert torch.equal(codes, alone[index])
+
+
+def test_clips_of_equal_length_share_a_batch_on_an_accelerator(codec, monkeypatch):
+    """Grouping as on a GPU, run on the CPU: the codes stay the same, and batches of several clips occur."""
+    alone = codec.encode(clips())
+    batch_sizes = []
+    batches = batched_encoding._batches
+    monkeypatch.setattr(batched_encoding, "_batches", lambda padded, **_: batches(padded, one_by_one=False))
+    encode_batch = codec._encode_batch
+    monkeypatch.setattr(codec, "_encode_batch", lambda batch: batch_sizes.append(batch.shape[0]) or encode_batch(batch))
+    for first, second in zip(alone, codec.encode(clips()), strict=True):
+        assert torch.equal(first, second)
+    assert sorted(batch_sizes) == [1, 1, 3]
+
+
+def test_codes_have_the_shape_that_the_cache_and_the_model_expect(codec):
+    for clip, codes in zip(clips(), codec.encode(clips()), strict=True):
+        assert codes.dtype == torch.int64
+        assert codes.shape == (8, -(-len(clip) // codec.hop_length))
+        assert 0 <= int(codes.min()) <= int(codes.max()) < codec.codebook_size
+        assert len(codes.unique()) > 8, "the codec tells nothing apart"
+    audio = codec.decode(codec.encode(clips())[2])
+    assert audio.dtype == np.float32
+    assert audio.ndim == 1
+    assert abs(len(audio) - LENGTHS[2]) <= codec.hop_length
+
+
+def test_the_codes_are_those_of_bosons_own_encode(codec):
+    if not hasattr(codec, "_tokenizer"):
+        pytest.skip("of the Higgs tokenizer alone")
+    assert torch.equal(codec.encode(clips())[2], codec._tokenizer.encode(clips()[2], sr=RATE))
+
+
+def test_a_codec_is_described_without_its_weights(codec_folder, codec):
+    source = describe_codec(codec_folder)
+    assert (source.sampling_rate, source.hop_length) == (24000, 960)
+    assert (source.num_codebooks, source.codebook_size) == (8, 1024)
+    assert source.identity == describe_codec(codec_folder).identity == codec.identity
+
+
+def test_other_weights_are_another_identity(tiny_base, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_base / "codec" / name).read_bytes())
+    same = describe_codec(tmp_path).identity
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert same == describe_codec(tiny_base / "codec").identity != describe_codec(tmp_path).identity
+
+
+def test_the_base_checkpoints_own_codec_is_the_default(tiny_base, tmp_path, monkeypatch):
+    assert find_codec(None, tiny_base).folder == tiny_base / "codec"
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: asked.append(name) or tiny_base)
+    with pytest.raises(UserError):
+        find_codec(None, tmp_path)
+    assert asked == [HIGGS_TOKENIZER]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "there is no config.json"),
+        ({"config.json": "{"}, "config.json: cannot be read"),
+        ({"config.json": "[]"}, "expected an object"),
+        ({"config.json": '{"model_type": "mimi"}'}, "not an audio codec; expected"),
+        ({"config.json": '{"model_type": "dac"}'}, "has no model.safetensors"),
+        ({"config.json": '{"model_type": "dac"}', "model.safetensors": ""}, "config.json: .*sampling_rate"),
+    ],
+)
+def test_what_is_no_codec_is_refused(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        find_codec(str(tmp_path))
+
+
+def test_a_misfit_to_the_base_checkpoint_is_refused(codec_source):
+    with pytest.raises(UserError, match="8 codebooks x 1024 codes; the base checkpoint expects 12 x 1024"):
+        codec_source.check_fits(num_codebooks=12, codebook_size=1024)
+
+
+def test_missing_packages_are_named_with_their_remedy(higgs_folder, monkeypatch):
+    real_import = builtins.__import__
+
+    def without(name, *arguments, **keywords):
+        if name.startswith("boson_multimodal.audio_processing"):
+            raise ModuleNotFoundError("No module named 'audiotools'", name="audiotools")
+        return real_import(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"needs audiotools; install it: pip install 'ds_higgs\[codec\]'"):
+        load_codec(higgs_folder)
+
+
+def test_missing_weights_are_refused_but_for_huberts(tmp_path):
+    layers = {name: torch.nn.Linear(2, 2) for name in ("encoder", "fc_prior", "semantic_model")}
+    tokenizer = torch.nn.ModuleDict(layers)
+    torch.save(torch.nn.ModuleDict({"encoder": layers["encoder"]}).state_dict(), tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"2 tensors are missing, the first is fc_prior\.weight"):
+        _check_complete(tmp_path, tokenizer)
+
+
+def test_hubert_is_loaded_without_remote_code(monkeypatch):
+    asked = []
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lambda name, **rest: asked.append((name, rest)))
+    boson = types.SimpleNamespace(AutoModel="its own")
+    with _no_remote_code(boson):
+        boson.AutoModel.from_pretrained("bosonai/hubert_base", trust_remote_code=True)
+    assert asked == [("bosonai/hubert_base", {"trust_remote_code": False})]
+    assert boson.AutoModel == "its own"
+
+
+def test_the_stand_in_resamples_as_a_sinc_filter_does():
+    julius = pytest.importorskip("julius")
+    waveform = torch.from_numpy(np.stack([tone(0.5), tone(0.5, pitch=440)]))
+    found = resample(waveform[:, None], 24000, 16000)
+    assert found.shape == (2, 1, 8000)
+    expected = julius.resample_frac(waveform, 24000, 16000, zeros=6, rolloff=0.99)
+    torch.testing.assert_close(found[:, 0, 50:-50], expected[:, 50:-50], atol=1e-3, rtol=0)
+    assert torch.equal(resample(waveform, 24000, 24000), waveform)
+
+
+def test_a_working_torchaudio_is_left_alone(monkeypatch):
+    own = types.ModuleType("torchaudio")
+    monkeypatch.setitem(sys.modules, "torchaudio", own)
+    provide_torchaudio()
+    assert sys.modules["torchaudio"] is own
