@@ -57,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     tiny.add_argument("--whisper", action="store_true", help="with a Whisper audio tower")
     tiny.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
 
+    _add_command(commands, "doctor", _doctor, "check this environment: packages, GPUs, compiler, model")
+
     def add_speech_command(name: str, function: Callable[[argparse.Namespace], None], summary: str):
         return _add_command(commands, name, partial(_without_rest, function), summary)
 
@@ -89,6 +91,13 @@ def _zero_config(arguments: argparse.Namespace, rest: list[str]) -> None:
         print(text)
     else:
         arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    from ds_higgs.doctor import run_doctor
+
+    run_doctor()
 
 
 def _init_tiny(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -46,7 +46,12 @@ def run_doctor() -> None:
 def check_packages() -> Iterator[Finding]:
     """The versions that work together, as pyproject.toml pins them."""
     yield Finding("Python", platform.python_version(), sys.version_info >= (3, 10), "install Python 3.10 or newer")
-    for requirement in requires("ds_higgs") or []:
+    try:
+        requirements = requires("ds_higgs") or []
+    except PackageNotFoundError:
+        yield Finding("ds_higgs", "not installed", False, "pip install -e . in its folder")
+        return
+    for requirement in requirements:
         pinned = re.fullmatch(r"([\w-]+)==([\w.]+)", requirement)
         if pinned:
             name, wanted = pinned.groups()
