@@ -36,7 +36,9 @@ def run_doctor() -> None:
     findings = [finding for check in CHECKS for finding in check()]
     table = Table("", "what", "found", "remedy", box=None, pad_edge=False)
     for finding in findings:
-        table.add_row("ok" if finding.ok else "WRONG", finding.what, finding.found, finding.remedy)
+        table.add_row(
+            "ok" if finding.ok else "WRONG", finding.what, finding.found, "" if finding.ok else finding.remedy
+        )
     Console().print(table)
     wrong = [f"{finding.what}: {finding.found}; {finding.remedy}" for finding in findings if not finding.ok]
     if wrong:
