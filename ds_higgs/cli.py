@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs import __version__
+from ds_higgs.cli_data import add_commands as add_data_commands
 from ds_higgs.cli_speech import add_commands as add_speech_commands
+from ds_higgs.config import Config
 from ds_higgs.config_file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
 from ds_higgs.errors import UserError
 
@@ -59,11 +61,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_command(commands, "doctor", _doctor, "check this environment: packages, GPUs, compiler, model")
 
-    def add_speech_command(name: str, function: Callable[[argparse.Namespace], None], summary: str):
+    def add_plain_command(name: str, function: Callable[[argparse.Namespace], None], summary: str):
         return _add_command(commands, name, partial(_without_rest, function), summary)
 
-    add_speech_commands(add_speech_command)
+    def add_config_command(name: str, function: Callable[[Config, argparse.Namespace], None], summary: str):
+        return _add_config_command(commands, name, partial(_with_config, function), summary)
+
+    add_data_commands(add_plain_command, add_config_command)
+    add_speech_commands(add_plain_command)
     return parser
+
+
+def _with_config(
+    function: Callable[[Config, argparse.Namespace], None], arguments: argparse.Namespace, rest: list[str]
+) -> None:
+    function(load_config(arguments.config, parse_overrides(rest)), arguments)
 
 
 def _without_rest(function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace, rest: list[str]):

@@ -10,6 +10,7 @@ from ds_higgs.data.codec import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.problems import write_rejected
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.distributed import Ranks, logger
 from ds_higgs.errors import UserError
@@ -47,10 +48,15 @@ def build_dataset(config: Config, manifest: Path, rules: SampleRules, ranks: Ran
         rules=rules,
         cache_dir=code_cache_dir(config.data),
         on_bad_sample=config.data.on_bad_sample,
-        rejected_path=config.run.output_dir / "rejected.jsonl" if config.data.on_bad_sample == "skip" else None,
         device=str(distributed.training_device(ranks)),
         ranks=data_build.Ranks(ranks.rank, ranks.world_size, distributed.barrier),
     )
+
+
+def list_rejected(run_dir: Path, *datasets: HiggsDataset) -> None:
+    """Write rejected.jsonl: the samples that were left out, each with the reasons."""
+    for dataset in datasets:
+        write_rejected(run_dir / "rejected.jsonl", dataset.manifest, dataset.rejected)
 
 
 def build_train_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:

@@ -122,10 +122,12 @@ class Trainer:
         rules = pipeline.build_sample_rules(config.data, base)
         train_set = pipeline.build_dataset(config, config.data.train_manifest, rules, ranks)
         train_loader = pipeline.build_train_loader(config, train_set, rules, ranks)
+        datasets = [train_set]
         val_loader = None
         if config.data.val_manifest is not None:
             val_set = pipeline.build_dataset(config, config.data.val_manifest, rules, ranks)
             val_loader = pipeline.build_val_loader(config, val_set, rules, ranks)
+            datasets.append(val_set)
         total_steps = train_loader.total_steps(config.run.epochs)
         total_steps = min(total_steps, config.run.max_steps or total_steps)
         weights = LossWeights.build(
@@ -157,6 +159,7 @@ class Trainer:
             trainer.resume(checkpoint)
         distributed.on_main_rank(lambda: write_run_folder(config, deepspeed_config))
         trainer.metrics.rewind(trainer.position.step if checkpoint is not None else -1)
+        distributed.on_main_rank(lambda: pipeline.list_rejected(config.run.output_dir, *datasets))
         if checkpoint is not None:
             trainer.metrics.write("resume", step=trainer.position.step, checkpoint=str(checkpoint))
         return trainer

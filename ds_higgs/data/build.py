@@ -26,10 +26,12 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Encoder, Progress, plan_units, start_helpers
 from ds_higgs.data.files import write_atomically
 from ds_higgs.data.manifest import problem_at
-from ds_higgs.data.problems import BadSampleError, Problem, raise_problems, write_rejected
+from ds_higgs.data.problems import BadSampleError, Problem, raise_problems
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics, compute_statistics
 from ds_higgs.errors import UserError
+
+OnBadSample = Literal["error", "skip"]
 
 OLD_PARTS_SECONDS = 24 * 3600
 
@@ -48,8 +50,7 @@ def build_dataset(
     *,
     rules: SampleRules,
     cache_dir: Path,
-    on_bad_sample: Literal["error", "skip"] = "error",
-    rejected_path: Path | None = None,
+    on_bad_sample: OnBadSample = "error",
     device: str = "cpu",
     ranks: Ranks = Ranks(),
     progress: Progress | None = None,
@@ -57,23 +58,16 @@ def build_dataset(
     """Check all samples and encode what the cache lacks; every rank returns the same data set.
 
     Args:
-        rejected_path: where `on_bad_sample="skip"` lists what it leaves out.
+        on_bad_sample: `skip` leaves bad samples out; they are the data set's `rejected`.
         device: where the codec runs, if it is needed.
-        progress: called with the number of clips done and of all clips.
+        progress: called with the number of clips done and of those that the cache lacked.
 
     Raises:
         UserError: with every problem of the manifest (`error`), or no sample is left (`skip`); on every rank.
     """
     preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=ranks)
-    preparation.analyse()
-    refused = on_bad_sample == "error" and bool(preparation.problems)
-    preparation.encode(devices=[] if refused else [device], progress=progress)
-    if preparation.problems and on_bad_sample == "error":
-        raise_problems(manifest, preparation.problems)
-    dataset = preparation.dataset()
-    if rejected_path is not None and ranks.rank == 0:
-        write_rejected(rejected_path, manifest, preparation.problems)
-    return dataset
+    preparation.run(on_bad_sample=on_bad_sample, devices=[device], progress=progress)
+    return preparation.dataset()
 
 
 class Preparation:
@@ -83,6 +77,7 @@ class Preparation:
 
     problems: everything found so far, of all ranks.
     parts: the samples, after `analyse`.
+    num_clips, num_missing: distinct clips, and those of them that the cache lacked before `encode`.
     """
 
     def __init__(
@@ -96,11 +91,32 @@ class Preparation:
         self.manifest = manifest
         self.problems: list[Problem] = []
         self.parts: Parts
+        self.num_clips = 0
+        self.num_missing = 0
         self._rules = rules
         self._cache_dir = cache_dir
         self._cache = CodeCache(cache_dir, rules.codec.identity)
         self._ranks = ranks
         self._folder = _parts_folder(cache_dir, manifest, rules.codec.identity, ranks.world_size)
+
+    def run(
+        self,
+        *,
+        on_bad_sample: OnBadSample,
+        devices: Sequence[str],
+        num_processes: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        """Analyse and encode. A manifest that will be refused is not encoded, but all its audio is checked.
+
+        Raises:
+            UserError: with every problem of the manifest, where `on_bad_sample` is "error".
+        """
+        self.analyse()
+        refused = on_bad_sample == "error" and bool(self.problems)
+        self.encode(devices=[] if refused else devices, num_processes=num_processes, progress=progress)
+        if self.problems and on_bad_sample == "error":
+            raise_problems(self.manifest, self.problems)
 
     def analyse(self) -> None:
         """Check and tokenize all samples, as far as audio headers go."""
@@ -132,7 +148,9 @@ class Preparation:
         units = plan_units(clip for clips in self.parts.clips for clip in clips)
         self._cache.scan()
         helpers = []
-        if devices and any(clip.key not in self._cache for unit in units for clip in unit.clips):
+        self.num_clips = sum(len(unit.clips) for unit in units)
+        self.num_missing = sum(clip.key not in self._cache for unit in units for clip in unit.clips)
+        if devices and self.num_missing:
             helpers = start_helpers(num_processes - 1, self.manifest, self._cache_dir, codec, units, devices)
         load_codec = (lambda: codec.load(devices[0])) if devices else None
         encoder = Encoder(self._cache, self.manifest, load_codec, rate=codec.sampling_rate)
@@ -153,7 +171,15 @@ class Preparation:
             raise_problems(self.manifest, self.problems)
         arrays = merge_packed([self.parts.arrays], good)
         clips = [self.parts.clips[index] for index in good]
-        return HiggsDataset(self.manifest, arrays, clips, cache=self._cache, layout=self._rules.layout)
+        layout = self._rules.layout
+        return HiggsDataset(
+            self.manifest, arrays, clips, cache=self._cache, layout=layout, rejected=sorted(self.problems)
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples without a problem."""
+        return len(self._good_samples())
 
     def statistics(self) -> ManifestStatistics:
         """Of the samples without a problem."""

@@ -15,6 +15,7 @@ from ds_higgs.data.cache import CachedClip, CodeCache, read_codes
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.layout import WHISPER_RATE, AudioLayout
 from ds_higgs.data.manifest import sample_id
+from ds_higgs.data.problems import Problem
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class HiggsDataset(Dataset):
     """dataset[i] is boson's ChatMLDatasetSample, made of tokens and cached codes.
 
     lengths: [num_samples] int32, positions that a sample takes in the model, placeholders expanded.
+    rejected: what is wrong with the manifest's samples that were left out.
     filler_index: the shortest sample with audio to learn (the shortest one, where none has).
 
     Args:
@@ -60,8 +62,10 @@ class HiggsDataset(Dataset):
         *,
         cache: CodeCache,
         layout: AudioLayout,
+        rejected: Sequence[Problem] = (),
     ):
         self.manifest = manifest
+        self.rejected = tuple(rejected)
         self.layout = layout
         self._folder = cache.folder
         self._numbers = arrays["numbers"]

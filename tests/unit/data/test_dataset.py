@@ -14,6 +14,7 @@ from ds_higgs.data.build import Ranks, build_dataset
 from ds_higgs.data.chatml import parse_sample
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.problems import write_rejected
 from ds_higgs.errors import UserError
 from ds_higgs.model.loading import load_model
 
@@ -162,19 +163,16 @@ def test_all_problems_are_reported_at_once(manifest_with_bad_samples, make_rules
     assert "too short: 0.020 s" in "".join(lines[2:])
 
 
-def test_skipping_lists_exactly_the_bad_samples(manifest_with_bad_samples, make_rules, tmp_path):
+def test_skipping_leaves_out_and_lists_exactly_the_bad_samples(manifest_with_bad_samples, make_rules, tmp_path):
     rejected = tmp_path / "run" / "rejected.jsonl"
     for _ in range(2):  # a second start does not list them twice
         dataset = build_dataset(
-            manifest_with_bad_samples,
-            rules=make_rules(),
-            cache_dir=tmp_path / "cache",
-            on_bad_sample="skip",
-            rejected_path=rejected,
+            manifest_with_bad_samples, rules=make_rules(), cache_dir=tmp_path / "cache", on_bad_sample="skip"
         )
-        assert [dataset.sample_id(index) for index in range(len(dataset))] == [
-            f"train.json:{index}" for index in (0, 4, 5, 6, 7)
-        ]
+        write_rejected(rejected, dataset.manifest, dataset.rejected)
+        write_rejected(rejected, tmp_path / "other.json", [])
+        kept = [dataset.sample_id(index) for index in range(len(dataset))]
+        assert kept == [f"train.json:{index}" for index in (0, 4, 5, 6, 7)]
     lines = [json.loads(line) for line in rejected.read_text().splitlines()]
     assert [(line["number"], len(line["reasons"])) for line in lines] == [(1, 1), (2, 1), (3, 2)]
 

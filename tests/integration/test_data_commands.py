@@ -1,0 +1,111 @@
+"""`ds-higgs validate` and `prepare` as people run them: the whole command line, in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ds_higgs.cli import run
+from ds_higgs.errors import UserError
+
+
+@pytest.fixture
+def flags(tiny_base, example_dir, tmp_path):
+    return [
+        f"--train_manifest={example_dir / 'train.json'}",
+        f"--val_manifest={example_dir / 'val.json'}",
+        f"--base_ckpt={tiny_base}",
+        f"--output_dir={tmp_path / 'run'}",
+        f"--data.cache_dir={tmp_path / 'cache'}",
+    ]
+
+
+@pytest.fixture
+def broken(example_dir, tmp_path):
+    """The example with a sample that names a missing file and one of an unknown role, as JSON lines."""
+    samples = json.loads((example_dir / "train.json").read_text())[:4]
+    samples[1]["messages"][0]["role"] = "narrator"
+    samples[2]["messages"][2]["content"][1]["audio_url"] = "audio/absent.flac"
+    path = tmp_path / "broken.jsonl"
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return [f"--train_manifest={path}", f"--data.audio_root={example_dir}"]
+
+
+def test_prepare_encodes_once_and_says_so(flags, capsys):
+    run(["prepare", *flags])
+    assert "24 encoded now, 0 in the cache already" in capsys.readouterr().out
+    run(["prepare", *flags])
+    assert "0 encoded now, 24 in the cache already" in capsys.readouterr().out
+
+
+def test_several_processes_prepare_what_one_does(flags, tmp_path, capsys, tiny_base):
+    run(["prepare", *flags, f"--data.cache_dir={tmp_path / 'alone'}"])
+    command = [sys.executable, "-m", "ds_higgs", "prepare", "--processes", "2", *flags]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    codes = [codes_in(tmp_path / name) for name in ("alone", "cache")]
+    assert codes[0].keys() == codes[1].keys()
+    assert len(codes[0]) == 24 + 8
+    assert all(torch.equal(codes[0][key], codes[1][key]) for key in codes[0])
+
+
+def codes_in(cache_dir):
+    return {key: codes for shard in cache_dir.glob("codes/*/shard-*") for key, codes in load_file(shard).items()}
+
+
+def test_prepare_refuses_a_broken_manifest_and_still_encodes_the_other(flags, broken, capsys):
+    with pytest.raises(UserError, match=r"(?s)broken.jsonl:2: .*narrator.*broken.jsonl:3: audio file not found"):
+        run(["prepare", *flags, *broken])
+    assert "val.json: 8 samples" in capsys.readouterr().out
+
+
+def test_prepare_may_leave_bad_samples_out(flags, broken, capsys):
+    run(["prepare", *flags, *broken, "--data.on_bad_sample=skip"])
+    assert "broken.jsonl: 2 samples (2 left out)" in capsys.readouterr().out
+
+
+def test_validate_reports_a_sound_manifest(flags, capsys):
+    run(["validate", *flags, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    assert report["problems"] == report["rejected"] == []
+    train, _ = report["manifests"].values()
+    assert train["num_samples"] == 24
+    assert train["speakers"] == {f"speaker_00{number}": 6 for number in (1, 2, 3, 4)}
+    assert 0 < train["target_share"] < 1
+    run(["validate", *flags])
+    assert "Nothing would stop training." in capsys.readouterr().out
+
+
+def test_validate_lists_every_problem_with_its_place(flags, broken, tiny_base, capsys):
+    with pytest.raises(UserError, match="2 problems would stop training"):
+        run(["validate", *flags, *broken, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert [(found["number"], found["sample"]) for found in report["problems"]] == [
+        (2, "broken.jsonl:2"),
+        (3, "broken.jsonl:3"),
+    ]
+    assert report["problems"][0]["expected"] == "one of system, user, assistant"
+
+    run(["validate", *flags, *broken, "--json", "--data.on_bad_sample=skip"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    assert len(report["rejected"]) == 2
+
+
+def test_validate_goes_on_after_a_manifest_that_is_no_json(flags, tmp_path, capsys):
+    (tmp_path / "cut.json").write_text('[{"messages": [')
+    with pytest.raises(UserError, match="1 problem would stop training"):
+        run(["validate", *flags, f"--train_manifest={tmp_path / 'cut.json'}", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert "line 1, column 16: malformed JSON" in report["problems"][0]["message"]
+    assert len(report["manifests"]) == 1
+
+
+def test_validate_tells_a_wrong_base_checkpoint(flags, tmp_path, capsys):
+    with pytest.raises(UserError, match="would stop training"):
+        run(["validate", *flags, f"--base_ckpt={tmp_path}", "--json"])
+    assert json.loads(capsys.readouterr().out)["problems"][0]["file"] == "model.base"
