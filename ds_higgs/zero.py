@@ -17,6 +17,8 @@ OWNED_KEYS = {
     "bf16": "zero.precision",
     "fp16": "zero.precision (bf16 or fp32; fp16 would need loss scaling)",
     "torch_autocast": "zero.precision",
+    "data_types": "zero.fp32_reduction",
+    "communication_data_type": "zero.fp32_reduction",
 }
 
 # DeepSpeed (0.19.8) ignores an unknown top-level key in silence; these are the others that may be set.
@@ -25,10 +27,8 @@ EXTRA_KEYS = frozenset(
         "aio",
         "comet",
         "comms_logger",
-        "communication_data_type",
         "compile",
         "csv_monitor",
-        "data_types",
         "disable_allgather",
         "dump_state",
         "flops_profiler",

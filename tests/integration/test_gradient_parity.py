@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ds_higgs.losses import build_targets
+from ds_higgs.model.tiny import write_tiny_base
 from ds_higgs.train_step import LossWeights, StepModule
 from tests.support import launching
 from tests.support.parity import SCENARIOS, STEPS, build_model, micro_batches, parity_config, trainable
@@ -26,17 +27,27 @@ def settings(ranks: int) -> list[dict]:
                     zero = {"stage": stage, "offload_optimizer": offload}
                     name = f"{stage} offload={offload} accumulation={accumulation} {scenario}"
                     found.append({"name": name, "scenario": scenario, "accumulation": accumulation, "zero": zero})
-    overlap = {"stage": 2, "overlap_comm": True}
-    found.append({"name": "2 overlap", "scenario": "rank 1 without audio", "accumulation": 2, "zero": overlap})
+    for stage in (1, 2, 3):
+        overlap = {"stage": stage, "overlap_comm": True}
+        scenario = "all audio" if stage == 3 else "rank 1 without audio"
+        found.append({"name": f"{stage} overlap", "scenario": scenario, "accumulation": 2, "zero": overlap})
     return found
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_base):
+def small_base(tmp_path_factory) -> Path:
+    """Two layers: the settings are many."""
+    folder = tmp_path_factory.mktemp("small") / "base"
+    write_tiny_base(folder, hidden_size=64, num_layers=2, intermediate_size=96)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(small_base):
     """One process, the whole batch, torch's own AdamW and clipping."""
 
     def train(scenario: str) -> dict:
-        config = parity_config(tiny_base)
+        config = parity_config(small_base)
         model = build_model(config)
         module = StepModule(model)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -44,7 +55,7 @@ def plain(tiny_base):
             parameters, lr=config.optim.learning_rate, eps=config.optim.eps, weight_decay=config.optim.weight_decay
         )
         weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
-        batches = micro_batches(tiny_base, scenario, count=2)
+        batches = micro_batches(small_base, scenario, count=2)
         targets = [build_targets(batch, placeholder_ids=module.placeholder_ids) for batch in batches]
         scales = weights.scales(sum(one.counts() for one in targets)).float()
         losses, norms = [], []
@@ -62,12 +73,12 @@ def plain(tiny_base):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_every_split_gives_the_gradient_of_the_whole_batch(ranks, tiny_base, plain, tmp_path):
+def test_every_split_gives_the_gradient_of_the_whole_batch(ranks, small_base, plain, tmp_path):
     chosen = settings(ranks) if ranks == 2 else [s for s in settings(ranks) if s["zero"] == _PLAIN_STAGE_2]
     (tmp_path / "settings.json").write_text(json.dumps(chosen))
     output = tmp_path / "results.pt"
 
-    done = launching.run(launching.deepspeed(ranks, PROGRAM, tiny_base, output, tmp_path / "settings.json"))
+    done = launching.run(launching.deepspeed(ranks, PROGRAM, small_base, output, tmp_path / "settings.json"))
 
     assert done.returncode == 0, done.stdout[-4000:]
     results = torch.load(output, weights_only=True)

@@ -1,5 +1,6 @@
 """One global batch, split in every way, trained by DeepSpeed and by plain torch."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def build_model(config: Config) -> nn.Module:
     return model
 
 
+@cache
 def micro_batches(base: Path, scenario: str, *, count: int) -> list[Batch]:
     """The scenario's samples as `count` micro-batches: of an even count, number m holds samples of rank m % 2 alone."""
     samples = SCENARIOS[scenario]
