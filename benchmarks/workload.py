@@ -1,0 +1,148 @@
+"""A random Higgs Audio model with LoRA, voice-cloning batches of chosen lengths, and the plain step to compare with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioSampleCollator
+from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
+
+from ds_higgs.batch import IGNORE_INDEX, MODEL_INPUT_NAMES, Batch, Labels, ModelInputs
+from ds_higgs.model.loading import released_model_config
+from ds_higgs.model.lora import apply_lora, unwrap
+
+ALL_TARGETS = ("attention", "text_ffn", "audio_ffn")
+
+
+@dataclass(frozen=True)
+class SampleShape:
+    """Text tokens and 40 ms frames of a voice-cloning sample; only the assistant's text and frames are learned."""
+
+    prompt_tokens: int
+    reference_frames: int
+    answer_tokens: int
+    target_frames: int
+
+    @classmethod
+    def of_length(cls, positions: int) -> "SampleShape":
+        """About `positions` positions: a quarter text, 6 in 10 of it prompt; the rest audio, 4 in 10 reference."""
+        audio = round(0.75 * positions) - 2 * 9  # each segment gains 2 specials and 7 frames by the delay pattern
+        text = positions - round(0.75 * positions)
+        return cls(
+            prompt_tokens=round(0.6 * text),
+            reference_frames=round(0.4 * audio),
+            answer_tokens=text - round(0.6 * text),
+            target_frames=audio - round(0.4 * audio),
+        )
+
+
+def small_config(*, hidden_size: int, num_layers: int, vocab_size: int = 128256) -> HiggsAudioConfig:
+    """The released config with other sizes; heads of 64."""
+    config = released_model_config()
+    text = config.text_config
+    text.hidden_size, text.intermediate_size = hidden_size, hidden_size * 8 // 3
+    text.num_hidden_layers, text.vocab_size = num_layers, vocab_size
+    text.head_dim, text.num_attention_heads = 64, hidden_size // 64
+    text.num_key_value_heads = max(1, hidden_size // 128)
+    config.audio_dual_ffn_layers = list(range(num_layers))
+    if vocab_size < config.text_config.vocab_size or vocab_size < 128017:
+        config.audio_in_token_idx, config.audio_out_token_idx = vocab_size - 2, vocab_size - 1
+        config.pad_token_id = text.pad_token_id = vocab_size - 3
+        text.bos_token_id = text.eos_token_id = vocab_size - 3
+    return config
+
+
+def build_random_lora_model(
+    config: HiggsAudioConfig, *, dtype: torch.dtype, device: torch.device, rank: int = 16, dropout: float = 0.0
+):
+    """Random weights made on `device`; LoRA B is not zero, so that LoRA A has gradients from the first step."""
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = HiggsAudioModel._from_config(config, attn_implementation="sdpa", torch_dtype=dtype).train()
+    finally:
+        torch.set_default_dtype(default)
+    peft_model = apply_lora(model, rank=rank, alpha=2 * rank, dropout=dropout, targets=ALL_TARGETS)
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    return peft_model
+
+
+def make_batch(config: HiggsAudioConfig, shapes: Sequence[SampleShape], *, seed: int = 0) -> Batch:
+    """A micro-batch by boson's own collator, with random tokens and codes."""
+    generator = torch.Generator().manual_seed(seed)
+    collator = HiggsAudioSampleCollator(
+        whisper_processor=None,
+        audio_in_token_id=config.audio_in_token_idx,
+        audio_out_token_id=config.audio_out_token_idx,
+        pad_token_id=config.pad_token_id,
+        audio_stream_bos_id=config.audio_stream_bos_id,
+        audio_stream_eos_id=config.audio_stream_eos_id,
+        encode_whisper_embed=False,
+        audio_num_codebooks=config.audio_num_codebooks,
+        use_delay_pattern=config.use_delay_pattern,
+        mask_audio_out_token_label=False,
+    )
+    collated = collator([_make_sample(config, shape, generator) for shape in shapes])
+    inputs = {name: getattr(collated, name) for name in MODEL_INPUT_NAMES}
+    placeholders = (config.audio_in_token_idx, config.audio_out_token_idx)
+    text_tokens = int(collated.attention_mask.sum()) - sum(int((collated.input_ids == i).sum()) for i in placeholders)
+    return Batch(
+        model_inputs=ModelInputs(**inputs),
+        labels=Labels(text=collated.label_ids, audio=collated.label_audio_ids),
+        sample_ids=tuple(f"random:{index}" for index in range(len(shapes))),
+        num_tokens=text_tokens + collated.audio_in_ids.shape[1] + collated.audio_out_ids.shape[1],
+    )
+
+
+def _make_sample(config: HiggsAudioConfig, shape: SampleShape, generator: torch.Generator) -> ChatMLDatasetSample:
+    num_words = min(config.pad_token_id, config.audio_in_token_idx)
+
+    def words(count: int) -> torch.Tensor:
+        return torch.randint(0, num_words, (count,), generator=generator)
+
+    frames = shape.reference_frames + shape.target_frames
+    answer = torch.cat([words(shape.answer_tokens), torch.tensor([config.audio_out_token_idx]), words(2)])
+    prompt = torch.cat([words(shape.prompt_tokens), torch.tensor([config.audio_in_token_idx])])
+    return ChatMLDatasetSample(
+        input_ids=torch.cat([prompt, answer]),
+        label_ids=torch.cat([torch.full_like(prompt, IGNORE_INDEX), answer]),
+        audio_ids_concat=torch.randint(0, 1024, (config.audio_num_codebooks, frames), generator=generator),
+        audio_ids_start=torch.tensor([0, shape.reference_frames]),
+        audio_waveforms_concat=torch.tensor([]),
+        audio_waveforms_start=torch.tensor([]),
+        audio_sample_rate=torch.tensor([]),
+        audio_speaker_indices=torch.tensor([]),
+    )
+
+
+def plain_loss(peft_model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses as public Higgs Audio trainers compute them: full text logits, a loop over the codebooks.
+
+    Returns:
+        The loss, and [1 + codebooks] losses (text, then each codebook), detached.
+    """
+    outputs = unwrap(peft_model)(**batch.model_inputs, label_ids=batch.labels.text, use_cache=False)
+    logits = outputs.logits[:, :-1].float()
+    labels = outputs.expanded_labels[:, 1:]
+    text = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORE_INDEX)
+    codebooks = [
+        F.cross_entropy(outputs.audio_logits[:-1, index], batch.labels.audio[index, 1:], ignore_index=IGNORE_INDEX)
+        for index in range(batch.labels.audio.shape[0])
+    ]
+    loss = text + sum(codebooks) / len(codebooks)
+    return loss, torch.stack([text, *codebooks]).detach()
+
+
+def active_parameters(config: HiggsAudioConfig) -> int:
+    """Weights of the layers that a position passes: attention and one of the two feed-forward paths."""
+    text = config.text_config
+    queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    attention = 2 * text.hidden_size * queries + 2 * text.hidden_size * keys
+    return text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
