@@ -54,6 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
     zero_config = _add_config_command(commands, "zero-config", _zero_config, "the DeepSpeed JSON that train would use")
     zero_config.add_argument("-o", "--output", type=Path, help="write to this file rather than the screen")
 
+    estimate = _add_config_command(commands, "estimate", _estimate, "memory per GPU, term by term, before loading")
+    estimate.add_argument("--world-size", type=int, default=1, help="GPUs in all (1)")
+    estimate.add_argument("--positions", type=int, default=500, help="tokens and frames of a sample (500)")
+    estimate.add_argument(
+        "--card-gib", type=float, nargs="+", default=[16, 24, 48, 80, 141], help="cards to fill (16 24 48 80 141)"
+    )
+
     tiny = _add_command(commands, "init-tiny", _init_tiny, "write a tiny base checkpoint, for trying things on a CPU")
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--whisper", action="store_true", help="with a Whisper audio tower")
@@ -110,6 +117,13 @@ def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
     from ds_higgs.doctor import run_doctor
 
     run_doctor()
+
+
+def _estimate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    config = load_config(arguments.config, parse_overrides(rest))
+    from ds_higgs.estimate import run_estimate
+
+    run_estimate(config, world_size=arguments.world_size, positions=arguments.positions, card_gib=arguments.card_gib)
 
 
 def _init_tiny(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,7 +49,9 @@ def resolve_base(base: str, revision: str | None) -> Path:
     folder = Path(base).expanduser()
     if not folder.exists():
         folder = _download(base, revision)
-    _check_is_higgs_checkpoint(folder)
+    _check_has_higgs_config(folder)
+    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+        raise UserError(f"{folder}: no weights: expected {' or '.join(_WEIGHT_FILES)}")
     return folder
 
 
@@ -57,6 +60,21 @@ def read_model_config(base: Path) -> HiggsAudioConfig:
     if native_format.is_native(base):
         return native_format.read_original_config(base)
     return HiggsAudioConfig.from_pretrained(base, local_files_only=True)
+
+
+def read_config_only(base: str, revision: str | None) -> HiggsAudioConfig:
+    """The config of `base`, a folder or a hub repository, without its weights; the released one's needs no network.
+
+    Raises:
+        UserError: if `base` is neither, or its config.json is none of a Higgs Audio model.
+    """
+    folder = Path(base).expanduser()
+    if not folder.exists():
+        if base == RELEASED_REPOSITORY and revision in (None, ORIGINAL_REVISION):
+            return released_model_config()
+        folder = _download(base, revision, files=["config.json"])
+    _check_has_higgs_config(folder)
+    return read_model_config(folder)
 
 
 def released_model_config() -> HiggsAudioConfig:
@@ -226,11 +244,11 @@ def _list_weight_files(base: Path) -> list[Path]:
         raise UserError(f"{index}: not an index of weight files: {error!r}") from error
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None, files: Sequence[str] = _DOWNLOADED_FILES) -> Path:
     if revision is None and repository == RELEASED_REPOSITORY:
         revision = ORIGINAL_REVISION
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOADED_FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:
         raise UserError(f"{repository}: no such folder, and not a hub repository's name (owner/name)") from error
     except (RevisionNotFoundError, GatedRepoError, RepositoryNotFoundError) as error:
@@ -246,7 +264,7 @@ def _download(repository: str, revision: str | None) -> Path:
         ) from error
 
 
-def _check_is_higgs_checkpoint(folder: Path) -> None:
+def _check_has_higgs_config(folder: Path) -> None:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder}: not a Higgs Audio checkpoint: it has no config.json")
@@ -260,5 +278,3 @@ def _check_is_higgs_checkpoint(folder: Path) -> None:
             f"{config_file}: not a Higgs Audio checkpoint: model_type is {model_type!r}, "
             f"expected {HiggsAudioConfig.model_type!r} or {native_format.MODEL_TYPE!r}"
         )
-    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
-        raise UserError(f"{folder}: no weights: expected {' or '.join(_WEIGHT_FILES)}")

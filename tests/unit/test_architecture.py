@@ -12,12 +12,12 @@ PACKAGE = ROOT / "ds_higgs"
 LAYERS = [
     {"errors"},
     {"batch", "config", "schedule"},
-    {"config_file", "distributed", "losses", "zero", "launcher"},
+    {"config_file", "distributed", "losses", "memory", "zero", "launcher"},
     {"model"},
     {"data", "checkpoint", "stopping", "failures"},
     {"train_step"},
-    {"adapter", "engine", "evaluate", "metrics", "pipeline", "listening", "run_folder", "model_card"},
-    {"trainer", "export", "generate", "estimate", "tune", "doctor", "report", "commands"},
+    {"adapter", "engine", "estimate", "evaluate", "metrics", "pipeline", "listening", "run_folder", "model_card"},
+    {"trainer", "export", "generate", "tune", "doctor", "report", "commands"},
     {"cli"},
     {"__main__"},
 ]
