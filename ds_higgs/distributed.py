@@ -73,6 +73,14 @@ def training_device(ranks: Ranks) -> torch.device:
     return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Of the GPU; on a CPU this process's share of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return installed // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 

@@ -1,7 +1,7 @@
 """Base checkpoint, LoRA and memory settings to a DeepSpeed engine."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from peft import PeftModel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ds_higgs import distributed
 from ds_higgs.config import Config
 from ds_higgs.distributed import Ranks
+from ds_higgs.estimate import configured_checkpointing, describe_checkpointing, resolve_checkpointing
 from ds_higgs.model.kernels import choose_attention, choose_kernels
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.lora import apply_lora, unwrap
@@ -38,19 +40,38 @@ class MemorySettings:
 
 
 def choose_memory_settings(config: Config, *, device_type: str) -> MemorySettings:
-    """Decide what `auto` means on this device.
+    """Decide what `auto` means on this device; checkpointing, which depends on the data too, is every layer's for now.
 
     Raises:
         UserError: for kernels, attention or quantization that cannot work here.
     """
     check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage)
-    memory, policy = config.memory, config.memory.activation_checkpointing
+    memory = config.memory
     return MemorySettings(
         attention=choose_attention(memory.attention, device_type=device_type, dtype=DTYPES[config.zero.precision]),
         kernels=choose_kernels(memory.kernels, device_type=device_type),
         packed_rows=memory.packed_rows,
-        activation_checkpointing=policy if isinstance(policy, int) else {"none": None, "full": 1, "auto": 1}[policy],
+        activation_checkpointing=configured_checkpointing(config),
     )
+
+
+def decide_checkpointing(config: Config, settings: MemorySettings, *, longest: int, ranks: Ranks) -> MemorySettings:
+    """Decide what `memory.activation_checkpointing: auto` means, once the data is known; gradients do not depend on it.
+
+    Args:
+        longest: positions of the longest training sample.
+    """
+    device = distributed.training_device(ranks)
+    every = resolve_checkpointing(
+        config,
+        longest=longest,
+        world_size=ranks.world_size,
+        memory_bytes=distributed.memory_bytes(device),
+        cuda=device.type == "cuda",
+    )
+    if config.memory.activation_checkpointing == "auto":
+        distributed.logger.info("activation checkpointing: %s", describe_checkpointing(every))
+    return replace(settings, activation_checkpointing=every)
 
 
 def build_lora_model(config: Config, base: Path, settings: MemorySettings) -> PeftModel:

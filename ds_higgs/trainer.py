@@ -27,7 +27,13 @@ from ds_higgs.config import Config
 from ds_higgs.config_file import resolved, write_config
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.distributed import Ranks, logger
-from ds_higgs.engine import build_engine, build_lora_model, choose_memory_settings, keep_configured_schedule
+from ds_higgs.engine import (
+    build_engine,
+    build_lora_model,
+    choose_memory_settings,
+    decide_checkpointing,
+    keep_configured_schedule,
+)
 from ds_higgs.evaluate import evaluate
 from ds_higgs.failures import FailureWatch
 from ds_higgs.launcher import find_launcher
@@ -140,6 +146,8 @@ class Trainer:
         checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
 
         # 2. Model and engine.
+        longest = int(train_set.lengths.max())
+        memory_settings = decide_checkpointing(config, memory_settings, longest=longest, ranks=ranks)
         model = build_lora_model(config, base, memory_settings)
         log_parameters(count_parameters(model))
         engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=total_steps, ranks=ranks)
