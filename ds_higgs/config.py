@@ -1,5 +1,7 @@
 """The configuration: frozen, validated, the one source of every default."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,14 +13,17 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 LoraTarget = Literal["attention", "text_ffn", "audio_ffn"]
 SavedModule = Literal["audio_head", "audio_embeddings", "text_head"]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 AutoOrBool = Literal["auto"] | bool
+SECRET_NAME = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
 
 
 class Section(BaseModel):
@@ -136,6 +141,28 @@ class ZeroConfig(Section):
     fp32_reduction: bool = Field(True, description="Reduce and hold reduced gradients in fp32.")
     extra: dict[str, Any] = Field(default_factory=dict, description="Any DeepSpeed key; merged last.")
 
+    @field_validator("extra")
+    @classmethod
+    def _holds_no_secret(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if secrets := sorted(_find_secrets(extra, "")):
+            # A type of its own: the message must not show what was found.
+            raise PydanticCustomError(
+                "secret",
+                "{keys}: looks like a key or a password, and the run's folder would keep it; "
+                "expected it in the tracker's environment variable (WANDB_API_KEY, COMET_API_KEY)",
+                {"keys": ", ".join(secrets)},
+            )
+        return extra
+
+
+def _find_secrets(value: Any, path: str) -> Iterator[str]:
+    """Dotted paths inside `zero.extra` whose name says that their value is secret."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if SECRET_NAME.search(str(key)) and child:
+                yield f"{path}{key}"
+            yield from _find_secrets(child, f"{path}{key}.")
+
 
 class MemoryConfig(Section):
     """Time against memory."""
@@ -166,7 +193,9 @@ class EvalConfig(Section):
     eval_steps: PositiveInt = Field(500, description="Validate every this many optimizer steps, before and at the end.")
     max_batches: PositiveInt | None = Field(None, description="Validation micro-batches per GPU; all if unset.")
     num_audio_samples: NonNegativeInt = Field(0, description="Validation prompts to speak and save as WAV.")
-    audio_every: PositiveInt | None = Field(None, description="Speak every this many optimizer steps.")
+    audio_every: PositiveInt | None = Field(
+        None, description="Speak every this many optimizer steps; at every validation if unset."
+    )
     max_audio_s: PositiveFloat = Field(20.0, description="Longest spoken sample, in seconds.")
 
 
@@ -201,3 +230,18 @@ class Config(Section):
         if zero.stage == 0 and zero.offload_optimizer:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3: stage 0 does not split the optimizer")
         return zero
+
+    @field_validator("eval")
+    @classmethod
+    def _can_be_heard(cls, value: EvalConfig, info: ValidationInfo) -> EvalConfig:
+        if value.num_audio_samples == 0:
+            return value
+        data, zero = info.data.get("data"), info.data.get("zero")
+        if data is not None and data.val_manifest is None:
+            raise ValueError("num_audio_samples needs data.val_manifest: the prompts come from there")
+        if zero is not None and zero.stage == 3:
+            raise ValueError(
+                "num_audio_samples needs zero.stage 2 or below: with stage 3 no rank has a whole model to speak with; "
+                "listen to a checkpoint with `ds-higgs evaluate`"
+            )
+        return value

@@ -150,6 +150,8 @@ def _describe(error: ErrorDetails) -> str:
         return f"{key}: unknown key" + (f"; did you mean {near}?" if near else "")
     if error["type"] == "missing":
         return f"{key}: missing" + _description(key)
+    if error["type"] == "secret":
+        return f"{key}.{error['msg']}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message} (found {error['input']!r})"
 

@@ -1,11 +1,11 @@
 """The configuration's data section, made into rules, data sets and loaders."""
 
-import os
 from pathlib import Path
 
 from ds_higgs import distributed
 from ds_higgs.config import Config, DataConfig
 from ds_higgs.data import build as data_build
+from ds_higgs.data.cache import default_code_cache
 from ds_higgs.data.codec import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
@@ -14,6 +14,9 @@ from ds_higgs.data.problems import write_rejected
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.distributed import Ranks, logger
 from ds_higgs.errors import UserError
+from ds_higgs.listening.in_training import Listener
+from ds_higgs.listening.samples import Speaker, choose_prompts
+from ds_higgs.model.generation import Sampling
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 
 
@@ -92,10 +95,23 @@ def build_val_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, 
 
 def code_cache_dir(config: DataConfig) -> Path:
     """`data.cache_dir`, by default a folder of the user's that all runs share."""
-    if config.cache_dir is not None:
-        return config.cache_dir
-    user_cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user_cache) if user_cache else Path.home() / ".cache") / "ds_higgs" / "codes"
+    return config.cache_dir or default_code_cache()
+
+
+def build_listener(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> Listener | None:
+    """What speaks validation prompts while the run trains, where `eval.num_audio_samples` asks for it."""
+    if config.eval.num_audio_samples == 0:
+        return None
+    collator = BatchCollator(rules.layout)
+    speaker = Speaker(
+        rules.codec.load(distributed.training_device(ranks)),
+        collator,
+        sampling=Sampling(),
+        seed=config.run.seed,
+        max_seconds=config.eval.max_audio_s,
+    )
+    prompts = choose_prompts(dataset, collator, count=config.eval.num_audio_samples)
+    return Listener(prompts, speaker, run_dir=config.run.output_dir, ranks=ranks)
 
 
 def _check_audio_everywhere(dataset: HiggsDataset) -> None:

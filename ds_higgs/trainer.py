@@ -37,6 +37,7 @@ from ds_higgs.engine import (
 from ds_higgs.evaluate import evaluate
 from ds_higgs.failures import FailureWatch
 from ds_higgs.launcher import find_launcher
+from ds_higgs.listening.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.metrics import MetricsFile, Progress, StepTimer, eval_values, step_values, track
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.lora import count_parameters
@@ -99,6 +100,7 @@ class Trainer:
         engine: DeepSpeedEngine,
         train_loader: StepLoader,
         val_loader: StepLoader | None,
+        listener: Listener | None,
         weights: LossWeights,
         total_steps: int,
     ):
@@ -108,6 +110,7 @@ class Trainer:
         self.engine = engine
         self.train_loader = train_loader
         self.val_loader = val_loader
+        self.listener = listener
         self.weights = weights
         self.total_steps = total_steps
         self.position = Position()
@@ -129,10 +132,11 @@ class Trainer:
         train_set = pipeline.build_dataset(config, config.data.train_manifest, rules, ranks)
         train_loader = pipeline.build_train_loader(config, train_set, rules, ranks)
         datasets = [train_set]
-        val_loader = None
+        val_loader, listener = None, None
         if config.data.val_manifest is not None:
             val_set = pipeline.build_dataset(config, config.data.val_manifest, rules, ranks)
             val_loader = pipeline.build_val_loader(config, val_set, rules, ranks)
+            listener = pipeline.build_listener(config, val_set, rules, ranks)
             datasets.append(val_set)
         total_steps = train_loader.total_steps(config.run.epochs)
         total_steps = min(total_steps, config.run.max_steps or total_steps)
@@ -158,6 +162,7 @@ class Trainer:
             engine=engine,
             train_loader=train_loader,
             val_loader=val_loader,
+            listener=listener,
             weights=weights,
             total_steps=total_steps,
         )
@@ -176,6 +181,7 @@ class Trainer:
         """Train to the last step, or until a stop is asked for, validating and saving on the way."""
         if self.position.step == 0:
             self.validate()
+            self.listen()
         progress = Progress(
             total_steps=self.total_steps,
             done_steps=self.position.step,
@@ -189,6 +195,8 @@ class Trainer:
             progress.step(self.position.step, values)
             if self._due(self.config.eval.eval_steps):
                 self.validate()
+            if self._due(self.config.eval.audio_every or self.config.eval.eval_steps):
+                self.listen()
             last = stop or self.position.step == self.total_steps
             if last or self._due(self.config.checkpoint.save_steps):
                 self.save(may_fail=not last and self.config.checkpoint.on_save_error == "warn")
@@ -254,6 +262,19 @@ class Trainer:
         self.metrics.write("eval", step=self.position.step, **values)
         shown = ("loss", "text_loss", "audio_loss")
         track(self.engine, self.position.step, {f"val/{name}": values[name] for name in shown})
+
+    def listen(self) -> None:
+        """Record what the model says to the fixed validation prompts, where there are any."""
+        if self.listener is None:
+            return
+        step = self.position.step
+        rows = self.listener.listen(self.engine, step)
+        for row in rows:
+            self.metrics.write("sample", step=step, **row)
+        values = summarise_rows(rows)
+        logger.info("step %d: %d samples, %.0f %% ended by the model", step, len(rows), 100 * values["stop_rate"])
+        track(self.engine, step, {f"samples/{name}": value for name, value in values.items()})
+        log_audio(self.engine, self.run_dir, rows, step)
 
     def save(self, *, may_fail: bool) -> None:
         """Write the adapter as it is now, then a checkpoint to resume from: whatever it is of is then complete.

@@ -6,6 +6,7 @@ found (`scan` sees a wrong size, `remove_corrupt` a wrong checksum) and removed,
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ class CachedClip:
     num_frames: int
     checksum: int
     seconds: float
+
+
+def default_code_cache() -> Path:
+    """The user's code cache, which all runs share."""
+    user_cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user_cache) if user_cache else Path.home() / ".cache") / "ds_higgs" / "codes"
 
 
 def clip_key(content_hash: str, *, offset: float, duration: float | None, codec_identity: str) -> str:

@@ -107,12 +107,13 @@ class Speaker:
         return self.codec.decode(codes) if codes.shape[1] else np.zeros(0, dtype=np.float32)
 
     def save_originals(self, folder: Path, items: Sequence[FixedPrompt]) -> None:
-        """Write target and reference of every prompt, as the codec gives them back."""
+        """Write target and reference of every prompt, as the codec gives them back; what is there stays."""
         for item in items:
-            save_wav(wav_path(folder / TARGETS, item.number), self.decode(item.prompt.target_codes), self.codec)
-            if item.prompt.reference_codes is not None:
-                reference = self.decode(item.prompt.reference_codes)
-                save_wav(wav_path(folder / REFERENCES, item.number), reference, self.codec)
+            originals = {TARGETS: item.prompt.target_codes, REFERENCES: item.prompt.reference_codes}
+            for name, codes in originals.items():
+                file = wav_path(folder / name, item.number)
+                if codes is not None and not file.exists():
+                    save_wav(file, self.decode(codes), self.codec)
 
 
 def speak_all(

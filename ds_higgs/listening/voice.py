@@ -1,6 +1,5 @@
 """A model that can speak: base checkpoint, adapter, tokenizer and codec, loaded for inference."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 
 from ds_higgs.data.audio import Segment, decode
 from ds_higgs.data.build import build_dataset
+from ds_higgs.data.cache import default_code_cache
 from ds_higgs.data.codec import AudioCodec, find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
@@ -84,9 +84,3 @@ class Voice:
         """The samples of a manifest, their audio encoded where the code cache lacks it."""
         device = str(self.model.device)
         return build_dataset(manifest, rules=self.rules, cache_dir=cache_dir or default_code_cache(), device=device)
-
-
-def default_code_cache() -> Path:
-    """The user's code cache, which training shares."""
-    user_cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user_cache) if user_cache else Path.home() / ".cache") / "ds_higgs" / "codes"

@@ -45,6 +45,7 @@ def build_arguments(run_dir: Path, tiny_base: Path, codes: Path, **overrides) ->
         "data.cache_dir": codes,
         "logging.tensorboard": "false",
         "eval.eval_steps": 1000,
+        "eval.num_audio_samples": 0,
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
     flags = [str(part) for key, value in values.items() for part in (f"--{key}", value)]

@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "checkpoint", "stopping", "failures"},
     {"train_step"},
     {"adapter", "engine", "estimate", "evaluate", "metrics", "pipeline", "listening", "run_folder", "model_card"},
-    {"trainer", "export", "generate", "tune", "doctor", "report", "commands", "validate", "prepare"},
+    {"trainer", "export", "generate", "tune", "doctor", "report", "commands", "validate", "prepare", "comparison"},
     {"cli_speech", "cli_data"},
     {"cli"},
     {"__main__"},

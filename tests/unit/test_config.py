@@ -141,3 +141,23 @@ def test_nearest_key_knows_the_section_or_the_name():
     assert nearest_key("optim.learning_rte") == "optim.learning_rate"
     assert nearest_key("learning_rate") == "optim.learning_rate"
     assert nearest_key("qqqqqqqq") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "num_audio_samples needs data.val_manifest"),
+        ({"data.val_manifest": "val.json", "zero.stage": 3}, "num_audio_samples needs zero.stage 2 or below"),
+    ],
+)
+def test_samples_need_prompts_and_a_whole_model(changes, message):
+    with pytest.raises(UserError, match=message):
+        load_config(None, {**MINIMAL, "eval.num_audio_samples": 2, **changes})
+
+
+def test_a_key_in_the_configuration_is_refused_without_showing_it():
+    extra = {"comet": {"enabled": True, "api_key": "hunter2"}, "wandb": {"token": ""}, "tokens_per_batch": 5}
+    with pytest.raises(UserError, match=r"zero\.extra\.comet\.api_key: looks like a key") as error:
+        load_config(None, {**MINIMAL, "zero.extra": extra})
+    assert "hunter2" not in str(error.value)
+    assert "wandb" not in str(error.value).replace("WANDB_API_KEY", "")

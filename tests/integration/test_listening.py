@@ -1,0 +1,94 @@
+"""A run that speaks while it trains: what it writes, and that training does not notice. And a native base."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ds_higgs.model.loading import load_model
+from ds_higgs.model.native_export import save_native_model
+from tests.support import launching
+
+RANKS, STEPS, PROMPTS = 2, 2, 3
+SECRETS = dict.fromkeys(("WANDB_API_KEY", "COMET_API_KEY", "HF_TOKEN"), "s3cr3t-0f-a-tracker")
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("codes")
+
+
+def train(run_dir: Path, base: Path, codes: Path, example_dir: Path, *options: str) -> str:
+    config = str(example_dir / "config.yaml")
+    paths = ["--run.output_dir", str(run_dir), "--model.base", str(base), "--data.cache_dir", str(codes)]
+    command = ["train", "-c", config, *paths, "--run.max_steps", str(STEPS), *options]
+    done = launching.run(launching.deepspeed(RANKS, "--module", "ds_higgs", *command), env=SECRETS)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "s3cr3t-0f-a-tracker" not in done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def heard(tiny_base: Path, codes: Path, example_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two ranks that speaks three prompts before the first step and after each."""
+    run_dir = tmp_path_factory.mktemp("runs") / "heard"
+    speak = ["--eval.num_audio_samples", str(PROMPTS), "--eval.audio_every", "1", "--eval.max_audio_s", "1"]
+    train(run_dir, tiny_base, codes, example_dir, *speak)
+    return run_dir
+
+
+def events(run_dir: Path, event: str) -> list[dict]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def test_every_prompt_is_spoken_saved_and_measured(heard: Path):
+    rows = events(heard, "sample")
+    assert [(row["step"], row["number"]) for row in rows] == [(s, n) for s in range(STEPS + 1) for n in range(PROMPTS)]
+    assert [row["sample_id"] for row in rows[:PROMPTS]] == ["val.json:0", "val.json:4", "val.json:7"]
+    for row in rows:
+        assert row["file"] == f"samples/step-{row['step']:08d}/{row['number']:03d}.wav"
+        info = soundfile.info(heard / row["file"])
+        assert info.samplerate == 24_000
+        assert info.duration == pytest.approx(row["seconds"], abs=1e-3)
+        assert len(row["code_accuracy_per_codebook"]) == 8
+    for name in ("target", "reference"):
+        assert len(list((heard / "samples" / name).glob("*.wav"))) == PROMPTS
+
+
+def test_the_samples_are_in_tensorboard(heard: Path):
+    [file] = (heard / "tensorboard").rglob("events.out.tfevents.*")
+    log = EventAccumulator(str(file)).Reload()
+    audio = log.Tags()["audio"]
+    assert len(audio) == PROMPTS
+    assert {event.step for tag in audio for event in log.Audio(tag)} == set(range(STEPS + 1))
+    assert "samples/stop_rate" in log.Tags()["scalars"]
+
+
+def test_no_key_of_the_environment_is_written(heard: Path):
+    files = [path for path in heard.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".pt" for path in files)
+    assert not [path for path in files if b"s3cr3t-0f-a-tracker" in path.read_bytes()]
+
+
+def test_a_native_base_trains_with_the_same_losses_and_speaking_changes_none(
+    heard: Path, tiny_base: Path, codes: Path, example_dir: Path, tmp_path: Path
+):
+    native = tmp_path / "native"
+    save_native_model(load_model(tiny_base, dtype=torch.float32), native, eos_token_id=504)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_base / name, native)
+    shutil.copytree(tiny_base / "codec", native / "codec")
+    said = train(tmp_path / "run", native, codes, example_dir, "--eval.num_audio_samples", "0")
+    assert "in the format of transformers >= 5.3, converted while loading" in said
+    for event in ("step", "eval"):
+        first, second = (
+            [{key: line[key] for key in line if "loss" in key or key == "grad_norm"} for line in events(run, event)]
+            for run in (heard, tmp_path / "run")
+        )
+        assert first == second
+        assert first
