@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ def set_up_logging(ranks: Ranks) -> None:
         format="%(asctime)s %(message)s" if ranks.world_size == 1 else f"%(asctime)s [rank {ranks.rank}] %(message)s",
         datefmt="%H:%M:%S",
     )
+    # torch's notice to those who write DeepSpeed, once per process and kind.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logger.setLevel(logging.INFO if ranks.is_main else logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 

@@ -7,12 +7,17 @@ config=examples/voice_cloning/config.yaml
 
 bash launch/install.sh .venv
 export PATH="$PWD/.venv/bin:$PATH"
-ranks=$(python -c "import torch; print(torch.cuda.device_count() or 2)")
+ranks=$(python -c "import torch; print(torch.cuda.device_count())")
+if ((ranks == 0)); then
+  ranks=2
+  export DS_ACCELERATOR=cpu
+fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 [[ -f outputs/tiny_base/config.json ]] || ds-higgs init-tiny outputs/tiny_base
 ds-higgs prepare -c "$config"
 deepspeed --num_gpus "$ranks" --module ds_higgs train -c "$config"
+rm -rf outputs/example_adapter
 ds-higgs export outputs/example --out outputs/example_adapter
 
 python - <<'SUMMARY'
