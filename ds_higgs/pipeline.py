@@ -37,6 +37,7 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
         max_tokens=config.max_tokens,
         use_delay_pattern=_as_override(config.use_delay_pattern),
         encode_whisper_embed=_as_override(config.encode_whisper_embed),
+        reference_turn=config.reference_turn,
     )
 
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv-test
-bash launch/install.sh "$venv" dev,codec
+bash launch/install.sh "$venv" dev,codec,datasets
 export PATH="$PWD/$venv/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 ruff check .

@@ -14,6 +14,7 @@ from ds_higgs.data.clips import Clip, ClipFinder, clips_from_json, clips_to_json
 from ds_higgs.data.files import write_atomically
 from ds_higgs.data.manifest import Entry, problem_at, read_manifest
 from ds_higgs.data.problems import BadSampleError, Problem
+from ds_higgs.data.references import move_references
 from ds_higgs.data.rules import SampleRules, check_fits
 
 
@@ -54,6 +55,8 @@ def analyse_entry(
         return None, [BadSampleError(entry.error)]
     try:
         sample = parse_sample(entry.data)
+        if rules.reference_turn == "assistant":
+            sample = move_references(sample)
         tokenized = tokenize(sample, rules.tokenizer, rules.layout)
     except BadSampleError as error:
         return None, [error]

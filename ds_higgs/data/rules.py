@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +16,8 @@ from ds_higgs.data.layout import WHISPER_SECONDS, AudioLayout
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.errors import UserError
 
+ReferenceTurn = Literal["as_is", "assistant"]
+
 
 @dataclass(frozen=True)
 class SampleRules:
@@ -23,6 +25,7 @@ class SampleRules:
 
     audio_root: what relative audio paths are relative to; None is the manifest's folder.
     max_tokens: the most positions that one sample may take in the model.
+    reference_turn: where user messages' reference audio goes; see `references.move_references`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -31,6 +34,7 @@ class SampleRules:
     limits: AudioLimits
     max_tokens: int
     audio_root: Path | None = None
+    reference_turn: ReferenceTurn = "as_is"
 
 
 def build_rules(
@@ -44,6 +48,7 @@ def build_rules(
     max_tokens: int | None = None,
     use_delay_pattern: bool | None = None,
     encode_whisper_embed: bool | None = None,
+    reference_turn: ReferenceTurn = "as_is",
 ) -> SampleRules:
     """The rules for a base checkpoint and its codec.
 
@@ -66,7 +71,8 @@ def build_rules(
         )
     longest = model_config.text_config.max_position_embeddings
     limits = AudioLimits(min_audio_s, max_audio_s)
-    return SampleRules(tokenizer, layout, codec, limits, min(longest, max_tokens or longest), audio_root)
+    most = min(longest, max_tokens or longest)
+    return SampleRules(tokenizer, layout, codec, limits, most, audio_root, reference_turn)
 
 
 def check_fits(tokenized: TokenizedSample, clips: Sequence[Clip], rules: SampleRules) -> list[BadSampleError]:

@@ -1,0 +1,1 @@
+"""What people have before they have a manifest: one module per form."""

@@ -1,0 +1,100 @@
+"""A folder of the Hugging Face `datasets` library: Arrow or Parquet files with an Audio column."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ds_higgs.data.files import write_atomically
+from ds_higgs.data.sources.tables import SPEAKER_NAMES, TEXT_NAMES
+from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Utterance, existing_file
+from ds_higgs.errors import UserError
+
+
+def is_datasets_folder(folder: Path) -> bool:
+    """Whether it holds what `save_to_disk` writes, or Parquet files as on the hub."""
+    return any(True for pattern in ("*.arrow", "*.parquet") for _ in folder.rglob(pattern))
+
+
+def read_datasets_folder(folder: Path, audio_folder: Path, speaker: str | None = None) -> list[Utterance]:
+    """All rows. Audio that lies in the table itself is written to `audio_folder`, named by its content.
+
+    Raises:
+        UserError: pyarrow is missing; a table has no Audio or no text column; or with every row that cannot be used.
+    """
+    utterances, problems = [], []
+    for file in sorted(path for suffix in ("*.arrow", "*.parquet") for path in folder.rglob(suffix)):
+        if file.name.startswith("cache-"):
+            continue
+        for number, row in enumerate(_rows(file)):
+            place = f"{file.relative_to(folder)}:{number}"
+            try:
+                utterances.append(_utterance(file, place, row, audio_folder, speaker))
+            except UserError as error:
+                problems.append(str(error))
+    if problems:
+        raise UserError.from_problems(f"{folder}: {len(problems)} rows cannot be used:", problems)
+    return utterances
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows as {"audio": {"bytes", "path"}, "text", "speaker"}."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("reading a `datasets` folder needs pyarrow: pip install 'ds_higgs[datasets]'") from None
+    try:
+        if file.suffix == ".parquet":
+            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=100)
+        else:
+            batches = pyarrow.ipc.open_stream(file)
+        for batch in batches:
+            columns = _columns(file, batch.schema)
+            for row in batch.select(list(columns.values())).to_pylist():
+                yield {name: row[column] for name, column in columns.items()}
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+
+
+def _columns(file: Path, schema: Any) -> dict[str, str]:
+    """Which column is the audio, the text, the speaker."""
+    columns: dict[str, str] = {}
+    for field in schema:
+        if {"bytes", "path"} <= {inner.name for inner in getattr(field.type, "fields", [])}:
+            columns.setdefault("audio", field.name)
+    for kind, names in (("text", TEXT_NAMES), ("speaker", SPEAKER_NAMES)):
+        found = next((name for name in names if name in schema.names), None)
+        if found is not None:
+            columns[kind] = found
+    for kind, expected in (("audio", "an Audio column"), ("text", f"a column {', '.join(TEXT_NAMES)}")):
+        if kind not in columns:
+            raise UserError(f"{file}: columns {', '.join(schema.names)} found, expected {expected}")
+    return columns
+
+
+def _utterance(file: Path, place: str, row: dict[str, Any], audio_folder: Path, speaker: str | None) -> Utterance:
+    audio, text = row["audio"], row["text"]
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{place}: no text")
+    if not audio or not (audio["bytes"] or audio["path"]):
+        raise UserError(f"{place}: no audio")
+    spoken_by = speaker if speaker is not None else row.get("speaker")
+    return Utterance(
+        audio=_write_audio(audio, audio_folder)
+        if audio["bytes"]
+        else existing_file(file.parent / audio["path"], place),
+        text=" ".join(text.split()),
+        speaker=None if spoken_by is None else str(spoken_by),
+        place=place,
+    )
+
+
+def _write_audio(audio: dict[str, Any], folder: Path) -> Path:
+    suffix = Path(audio["path"] or "").suffix.lower()
+    name = hashlib.sha256(audio["bytes"]).hexdigest()[:24]
+    path = folder / f"{name}{suffix if suffix in AUDIO_SUFFIXES else '.audio'}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, audio["bytes"])
+    return path.resolve()

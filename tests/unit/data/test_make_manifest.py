@@ -1,0 +1,276 @@
+"""`ds-higgs manifest`: each of the five forms becomes a manifest that trains; references and splits."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ds_higgs.cli import run
+from ds_higgs.data.build import build_dataset
+from ds_higgs.data.make_manifest import make_manifests, pick_references, split
+from ds_higgs.data.sources.utterance import Utterance
+from ds_higgs.errors import UserError
+
+from .audio_files import write_tone
+
+SPEAKERS = ("anna", "omar")
+PER_SPEAKER = 4
+FORMS = ("pairs", "table", "swift", "metadata", "datasets")
+
+
+def utterances():
+    """(speaker, name, text) of a small set."""
+    return [
+        (speaker, f"{speaker}_{index}", f"Sentence {index} of {speaker}, سلام.")
+        for speaker in SPEAKERS
+        for index in range(PER_SPEAKER)
+    ]
+
+
+def write_audio(folder: Path, name: str) -> Path:
+    number = [known for _, known, _ in utterances()].index(name)
+    return write_tone(folder / f"{name}.wav", 0.3 + 0.05 * number, pitch=150 + 20 * number, seed=number)
+
+
+def write_source(folder: Path, form: str) -> Path:
+    """The small set in one of the five forms; what `ds-higgs manifest` is pointed at."""
+    folder.mkdir()
+    if form == "pairs":
+        for speaker, name, text in utterances():
+            write_audio(folder / speaker, name)
+            (folder / speaker / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+        return folder
+    if form == "datasets":
+        return write_datasets_folder(folder)
+    for _, name, _ in utterances():
+        write_audio(folder / "wavs", name)
+    if form == "table":
+        lines = [f"{name}|{text}|{speaker}" for speaker, name, text in utterances()]
+        path = folder / "list.csv"
+        path.write_text("audio|text|speaker\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    elif form == "swift":
+        path = folder / "train.jsonl"
+        lines = [
+            {
+                "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "<audio>"}],
+                "audios": [f"wavs/{name}.wav"],
+                "speaker": speaker,
+            }
+            for speaker, name, text in utterances()
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        path = folder / "metadata.json"
+        samples = []
+        for speaker, name, text in utterances():
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+            sample = {"audio_file": f"wavs/{name}.wav", "transcript_file": f"{name}.txt", "speaker_id": speaker}
+            samples.append(sample)
+        path.write_text(json.dumps({"dataset_info": {}, "samples": samples}))
+    return path
+
+
+def write_datasets_folder(folder: Path) -> Path:
+    """As Dataset.save_to_disk writes it: an Arrow stream, audio inside; and a Parquet shard beside it."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"audio": {"bytes": write_audio(folder / "tmp", name).read_bytes(), "path": f"{name}.wav"}, "text": text,
+         "speaker_id": speaker}
+        for speaker, name, text in utterances()
+    ]  # fmt: skip
+    shutil.rmtree(folder / "tmp")
+    audio = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema([("audio", audio), ("text", pyarrow.string()), ("speaker_id", pyarrow.string())])
+    half = len(rows) // 2
+    table = pyarrow.Table.from_pylist(rows[:half], schema=schema)
+    with pyarrow.ipc.new_stream(folder / "data-00000-of-00001.arrow", schema) as writer:
+        writer.write_table(table)
+    parquet.write_table(pyarrow.Table.from_pylist(rows[half:], schema=schema), folder / "more.parquet")
+    return folder
+
+
+def contents(sample, kind):
+    """role, text or path of the items of a kind."""
+    return [
+        (message["role"], item["text" if kind == "text" else "audio_url"])
+        for message in sample["messages"]
+        if isinstance(message["content"], list)
+        for item in message["content"]
+        if item["type"] == kind
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_becomes_a_manifest_that_trains(tmp_path, make_rules, form, capsys):
+    source = write_source(tmp_path / "source", form)
+    out = tmp_path / "made" / "train.json"
+    run(["manifest", str(source), "-o", str(out)])
+
+    assert f"{out}: 8 samples of 2 speakers\n" in capsys.readouterr().out
+    samples = json.loads(out.read_text())
+    texts = {text: speaker for speaker, _, text in utterances()}
+    for sample in samples:
+        (_, said), (_, request), (_, text) = contents(sample, "text")
+        assert request == f"Please generate speech for: {text}"
+        assert texts[said] == texts[text] == sample["speaker"]
+        assert said != text
+        (role, reference), (target_role, target) = contents(sample, "audio")
+        assert (role, target_role) == ("user", "assistant")
+        assert reference != target
+    assert len({contents(sample, "text")[2] for sample in samples}) == 8
+    dataset = build_dataset(out, rules=make_rules(), cache_dir=tmp_path / "cache")
+    assert len(dataset) == 8
+    assert all(dataset.count_targets(index)[1] > 0 for index in range(8))
+    as_assistant = build_dataset(out, rules=make_rules(reference_turn="assistant"), cache_dir=tmp_path / "cache")
+    assert len(as_assistant) == 8
+
+
+def test_ljspeechs_own_table_has_no_header_and_one_speaker(tmp_path):
+    for index in range(3):
+        write_tone(tmp_path / "LJ" / "wavs" / f"LJ-{index}.wav", 0.3, pitch=100 + 50 * index)
+    rows = ['LJ-0|He said "no" 3 times|He said "no" three times', "LJ-1|Yes, indeed", "LJ-2|a|b"]
+    (tmp_path / "LJ" / "metadata.csv").write_text("\n".join(rows))
+    (made,) = make_manifests(tmp_path / "LJ", tmp_path / "train.jsonl")
+    samples = [json.loads(line) for line in made.path.read_text().splitlines()]
+    assert [contents(sample, "text")[-1][1] for sample in samples] == ['He said "no" three times', "Yes, indeed", "b"]
+    assert {sample["speaker"] for sample in samples} == {"LJ"}
+    assert contents(samples[0], "audio")[1][1] == "LJ/wavs/LJ-0.wav"
+
+
+def test_a_quoted_comma_table_is_read_too(tmp_path):
+    write_tone(tmp_path / "a.wav")
+    (tmp_path / "list.csv").write_text('file_name,text\na.wav,"One, two"\n')
+    (made,) = make_manifests(tmp_path / "list.csv", tmp_path / "train.json")
+    (sample,) = json.loads(made.path.read_text())
+    assert contents(sample, "text")[-1][1] == "One, two"
+    assert made.num_without_reference == 1
+
+
+def test_the_references_that_a_form_names_are_kept(tmp_path):
+    source = write_source(tmp_path / "source", "metadata")
+    data = json.loads(source.read_text())
+    named = {"ref_audio_file": "wavs/anna_3.wav", "ref_transcript": "What it says."}
+    data["samples"][0] |= named
+    source.write_text(json.dumps(data))
+    (made,) = make_manifests(source, tmp_path / "source" / "train.json")
+    sample = json.loads(made.path.read_text())[0]
+    assert contents(sample, "audio")[0] == ("user", "wavs/anna_3.wav")
+    assert contents(sample, "text")[0] == ("user", "What it says.")
+
+
+def test_a_whole_swift_sample_keeps_its_messages(tmp_path):
+    write_tone(tmp_path / "a.wav")
+    write_tone(tmp_path / "b.wav", pitch=300)
+    messages = [
+        {"role": "user", "content": "This says one. <audio> Now say two."},
+        {"role": "assistant", "content": "two <audio>"},
+    ]
+    (tmp_path / "s.jsonl").write_text(json.dumps({"messages": messages, "audios": ["a.wav", "b.wav"]}))
+    (made,) = make_manifests(tmp_path / "s.jsonl", tmp_path / "train.json")
+    (sample,) = json.loads(made.path.read_text())
+    assert [item["type"] for item in sample["messages"][0]["content"]] == ["text", "audio", "text"]
+    assert contents(sample, "audio") == [("user", "a.wav"), ("assistant", "b.wav")]
+
+
+def test_references_depend_on_the_seed_alone_and_are_never_the_target():
+    speech = [Utterance(Path(f"/{index}.wav"), str(index), f"s{index % 3}", "") for index in range(60)]
+    first, again, other = (pick_references(speech, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+    for utterance, reference in first:
+        assert reference is not None
+        assert reference.audio != utterance.audio
+        assert reference.speaker == utterance.speaker
+    assert len({reference.audio for _, reference in first}) > 25
+
+
+def test_one_recording_alone_or_twice_has_no_reference():
+    alone = [Utterance(Path("/a.wav"), "a", "s", ""), Utterance(Path("/b.wav"), "b", None, "")]
+    twice = [Utterance(Path("/c.wav"), text, "t", "") for text in ("c", "C")]
+    assert [reference for _, reference in pick_references([*alone, *twice], seed=0)] == [None] * 4
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_split_shares_no_recording_and_leaves_references_on_both_sides(share, seed):
+    speech = [Utterance(Path(f"/{index}.wav"), str(index), f"s{index % 7}", "") for index in range(140)]
+    bound = [
+        Utterance(Path(f"/bound{index}.wav"), "", "s0", "", reference=Path(f"/ref{index // 5}.wav"), reference_text="r")
+        for index in range(20)
+    ]
+    training, validation = split(speech + bound, share=share, seed=seed)
+    assert sorted(training + validation, key=str) == sorted(speech + bound, key=str)
+    used = [{audio for utterance in part for audio in utterance.audio_files()} for part in (training, validation)]
+    assert used[0].isdisjoint(used[1])
+    assert 0.6 * share <= len(validation) / 160 <= share + 0.01
+    for part in (training, validation):
+        assert all(
+            utterance.reference is not None or reference is not None
+            for utterance, reference in pick_references(part, seed=0)
+        )
+
+
+def test_the_split_is_written_beside_the_manifest(tmp_path, capsys):
+    source = write_source(tmp_path / "source", "pairs")
+    run(["manifest", str(source), "-o", str(tmp_path / "train.json"), "--split", "0.25"])
+    paths = [tmp_path / "train.json", tmp_path / "train-val.json"]
+    audio = [
+        {name for sample in json.loads(path.read_text()) for _, name in contents(sample, "audio")} for path in paths
+    ]
+    assert [len(json.loads(path.read_text())) for path in paths] == [6, 2]
+    assert audio[0].isdisjoint(audio[1])
+
+
+def break_source(folder: Path, source: Path, form: str) -> str:
+    """Break the second utterance; what the message must say."""
+    if form == "pairs":
+        (folder / "anna" / "anna_1.txt").unlink()
+        return r"anna_1\.txt: cannot read the transcript"
+    if form == "datasets":
+        (source / "bad.parquet").write_bytes(b"PAR1 is no table")
+        return r"bad\.parquet: cannot be read"
+    (folder / "wavs" / "anna_1.wav").unlink()
+    places = {"table": r"list\.csv:3", "swift": r"train\.jsonl:2", "metadata": r"metadata\.json:1"}
+    return places[form] + ": audio file not found: .*anna_1"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_cannot_be_used_is_named_and_nothing_is_written(tmp_path, form):
+    source = write_source(tmp_path / "source", form)
+    message = break_source(tmp_path / "source", source, form)
+    with pytest.raises(UserError, match=message):
+        make_manifests(source, tmp_path / "out" / "train.json")
+    assert not (tmp_path / "out" / "train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "the table is empty"),
+        ("a.csv", "a.wav\n", r"a\.csv:1: no text"),
+        ("a.csv", b"a|\xff\n", r"a\.csv:1: not UTF-8: byte 0xff"),
+        ("a.json", "{}", "expected a list of samples"),
+        ("a.json", "[{}]", r"a\.json:0: expected an object with `audio_file`"),
+        ("a.json", "[", r"a\.json: cannot be read"),
+        ("a.jsonl", "{}\n", r"a\.jsonl:1: expected an object with `messages`"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "<audio>"}]}', r"a\.jsonl:1: 1 times <audio>"),
+        ("a.jsonl", "{\n", r"a\.jsonl:1: malformed JSON"),
+        ("a.xyz", "", "unknown form"),
+    ],
+)
+def test_sources_that_are_not_what_they_seem(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        make_manifests(path, tmp_path / "train.json")
+
+
+def test_flags_that_do_not_fit(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        make_manifests(tmp_path / "absent", tmp_path / "train.json")
+    with pytest.raises(UserError, match="no recordings found"):
+        make_manifests(tmp_path, tmp_path / "train.json")
+    with pytest.raises(UserError, match="expected a share between 0 and 1"):
+        make_manifests(tmp_path, tmp_path / "train.json", share=1.5)
+    with pytest.raises(UserError, match="needs --split"):
+        make_manifests(tmp_path, tmp_path / "train.json", validation=tmp_path / "val.json")
