@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput, HiggsAudioSampleCollator
@@ -10,19 +9,18 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
 from ds_higgs.data.layout import AudioLayout, whisper_positions
+from ds_higgs.data.whisper import build_whisper_processor
 
 
 class BatchCollator:
-    """Collates samples into a Batch; draws no random numbers.
+    """Collates samples into a Batch; draws no random numbers."""
 
-    Args:
-        whisper_processor: an object with a `feature_extractor`, as the stock collator wants it; with Whisper only.
-    """
-
-    def __init__(self, layout: AudioLayout, *, whisper_processor: Any = None):
+    def __init__(self, layout: AudioLayout):
         self.layout = layout
         self._collate = HiggsAudioSampleCollator(
-            whisper_processor=whisper_processor,
+            whisper_processor=(
+                build_whisper_processor(layout.mel_bins, layout.whisper_folder) if layout.whisper else None
+            ),
             audio_in_token_id=layout.audio_in_token,
             audio_out_token_id=layout.audio_out_token,
             pad_token_id=layout.pad_token,

@@ -1,6 +1,7 @@
 """How a base checkpoint lays audio out in its sequence, and how many positions that takes."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,8 @@ class AudioLayout:
 
     audio_in_tokens: whether reference audio enters as codes.
     whisper: whether it enters as Whisper features too.
+    mel_bins: of the Whisper features.
+    whisper_folder: with a preprocessor_config.json for them; None takes Whisper's published parameters.
     """
 
     audio_in_token: int
@@ -32,12 +35,16 @@ class AudioLayout:
     delay_pattern: bool
     audio_in_tokens: bool
     whisper: bool = False
+    mel_bins: int = 128
+    whisper_folder: Path | None = None
 
     @classmethod
     def from_config(
         cls, config: Any, *, use_delay_pattern: bool | None = None, encode_whisper_embed: bool | None = None
     ) -> "AudioLayout":
         """The layout of a HiggsAudioConfig; None takes what the config says."""
+        folder = Path(config.name_or_path) if config.name_or_path else None
+        has_own = folder is not None and (folder / "preprocessor_config.json").is_file()
         return cls(
             audio_in_token=config.audio_in_token_idx,
             audio_out_token=config.audio_out_token_idx,
@@ -49,6 +56,8 @@ class AudioLayout:
             delay_pattern=config.use_delay_pattern if use_delay_pattern is None else use_delay_pattern,
             audio_in_tokens=config.encode_audio_in_tokens,
             whisper=config.encode_whisper_embed if encode_whisper_embed is None else encode_whisper_embed,
+            mel_bins=config.audio_encoder_config.num_mel_bins,
+            whisper_folder=folder if has_own else None,
         )
 
     def stream_length(self, num_frames: Count) -> Count:
