@@ -1,0 +1,58 @@
+"""`ds_higgs` with something built in, for the fault tests.
+
+FAULT is "RANK:CALL:KIND", done by that rank at that call of `train_step` in this process:
+    raise, oom   an exception
+    nan          a weight becomes NaN
+    stop         SIGTERM to itself: the run stops after its next step
+RECORD is a folder: every rank writes there which samples it trained on, a line per step.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_higgs import trainer
+from ds_higgs.cli import entry_point
+
+usual_step = trainer.train_step
+calls = 0
+
+
+def observed_step(engine: Any, micro_batches: list, *args: Any, **kwargs: Any) -> Any:
+    global calls
+    calls += 1
+    if "RECORD" in os.environ:
+        _record(engine.global_rank, [sample for batch in micro_batches for sample in batch.sample_ids])
+    rank, call, kind = os.environ.get("FAULT", "0:0:none").split(":")
+    if (engine.global_rank, calls) == (int(rank), int(call)):
+        _fail(kind, engine)
+    return usual_step(engine, micro_batches, *args, **kwargs)
+
+
+def _record(rank: int, samples: list[str]) -> None:
+    with (Path(os.environ["RECORD"]) / f"{os.getpid()}-{rank}.jsonl").open("a") as file:
+        file.write(json.dumps(samples) + "\n")
+
+
+def _fail(kind: str, engine: Any) -> None:
+    if kind == "raise":
+        raise ArithmeticError("a fault that was built in")
+    if kind == "oom":
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    if kind == "stop":
+        # The trainer asked for requests before this call: this step does not know of it, the next one does.
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    assert kind == "nan", kind
+    with torch.no_grad():
+        next(p for p in engine.module.parameters() if p.requires_grad).view(-1)[0] = float("nan")
+
+
+trainer.train_step = observed_step
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,244 @@
+"""What can happen to a run, as functions that the short and the long form share; each raises where a promise is broken.
+
+A scenario hits one run again and again, starts it anew with the same command each time, and in the end compares what
+came out with a run that nobody disturbed: losses and adapter bit for bit.
+"""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds_higgs.checkpoint import find_checkpoint
+from ds_higgs.checkpoint.folders import list_checkpoints
+from ds_higgs.checkpoint.marker import read_marker
+from tests.faults.job import Job, last_step, result, write_config
+from tests.support import launching
+
+SIGNAL_LIMIT_S = 60
+FAILURE_LIMIT_S = 30
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One blow: what was done, at which step, in a save or not, how long the job's last process took to go."""
+
+    what: str
+    step: int
+    in_save: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what:34} step {self.step:3}  {'in a save' if self.in_save else '         '}  {self.seconds:5.1f} s"
+        )
+
+
+def run_to_the_end(config: Path, **options) -> tuple:
+    """Run, or go on with, a job; what came out of it."""
+    job = Job(config, **options)
+    status = job.finish()
+    assert status == 0, job.output[-4000:]
+    return result(job.run_dir)
+
+
+def kill_everything(config: Path, moments: Iterable[str], chance: random.Random) -> list[Hit]:
+    """SIGKILL for all processes of the job, at moments "start", "step" or "save"."""
+    hits = []
+    for moment in moments:
+        job = Job(config)
+        assert _wait_for(job, moment, chance), f"the run ended before it could be hit:\n{job.output[-4000:]}"
+        started = time.monotonic()
+        job.kill()
+        in_save = any((job.run_dir / "checkpoints").glob(".partial-*"))
+        hits.append(Hit(f"SIGKILL to all, at a {moment}", last_step(job.run_dir), in_save, time.monotonic() - started))
+    return hits
+
+
+def _wait_for(job: Job, moment: str, chance: random.Random) -> bool:
+    if moment == "start":
+        time.sleep(chance.uniform(0.5, 8))
+        return job.launcher.poll() is None
+    if not job.wait_for_steps(chance.randint(0, 2)):
+        return False
+    if moment == "step":
+        reached = job.wait_for_steps(1)
+        time.sleep(chance.uniform(0, 0.5))
+        return reached and job.launcher.poll() is None
+    assert moment == "save", moment
+    reached = job.wait_for_save()
+    time.sleep(chance.uniform(0, 0.1))
+    return reached
+
+
+def send_signals(config: Path, blows: Iterable[tuple[signal.Signals, str]], chance: random.Random) -> list[Hit]:
+    """A stop signal to a rank, to `deepspeed` or to its `launch` child: the job saves and is gone in time."""
+    hits = []
+    for number, target in blows:
+        job = Job(config)
+        assert job.wait_for_steps(chance.randint(1, 2)), job.output[-4000:]
+        time.sleep(chance.uniform(0, 0.5))
+        _find_target(job, target, chance).send_signal(number)
+        seconds = job.wait_until_gone(SIGNAL_LIMIT_S)
+        step = last_step(job.run_dir)
+        assert "to go on: deepspeed" in job.output, job.output[-4000:]
+        newest = find_checkpoint(job.run_dir, resume="auto")
+        assert newest is not None
+        assert read_marker(newest).step == step, f"{newest} is not of the last step, {step}"
+        hits.append(Hit(f"{number.name} to {target}", step, False, seconds))
+    return hits
+
+
+def _find_target(job: Job, target: str, chance: random.Random):
+    if target == "rank":
+        return job.rank(chance.randrange(job.ranks))
+    return {"deepspeed": job.launcher, "launch": job.launch_child()}[target]
+
+
+def kill_one_rank(config: Path, ranks: Iterable[int], chance: random.Random) -> list[Hit]:
+    """SIGKILL for one rank: the others end in time and say who died."""
+    hits = []
+    for rank in ranks:
+        job = Job(config)
+        assert job.wait_for_steps(chance.randint(1, 2)), job.output[-4000:]
+        time.sleep(chance.uniform(0, 0.5))
+        step = last_step(job.run_dir)
+        job.rank(rank).send_signal(signal.SIGKILL)
+        seconds = job.wait_until_gone(FAILURE_LIMIT_S)
+        _check_failure(job, f"rank {rank} died without a message")
+        hits.append(Hit(f"SIGKILL to rank {rank}", step, False, seconds))
+    return hits
+
+
+def raise_in_one_rank(config: Path, faults: Iterable[tuple[int, int, str]]) -> list[Hit]:
+    """An exception in one rank at a step of its launch: all end in time, its message is shown and kept."""
+    messages = {"raise": "ArithmeticError: a fault that was built in", "oom": "CUDA out of memory"}
+    hits = []
+    for rank, step, kind in faults:
+        job = Job(config, module="tests.faults.faulty_train", env={"FAULT": f"{rank}:{step}:{kind}"})
+        assert job.wait_for_steps(step - 1), job.output[-4000:]
+        seconds = job.wait_until_gone(FAILURE_LIMIT_S)
+        _check_failure(job, messages[kind])
+        last_words = [line for line in job.output.splitlines() if "[INFO]" not in line and "[ERROR]" not in line][-1]
+        assert messages[kind] in last_words, job.output[-4000:]
+        hits.append(Hit(f"{kind} in rank {rank}", last_step(job.run_dir), False, seconds))
+    return hits
+
+
+def _check_failure(job: Job, message: str) -> None:
+    status = job.launcher.wait(timeout=5)
+    assert status != 0, "a failed job ended with status 0"
+    assert message in job.output, job.output[-4000:]
+    assert message in (job.run_dir / "failure.txt").read_text()
+
+
+def damage_the_newest(run_dir: Path) -> list[str]:
+    """Truncate, corrupt and delete each file of the newest checkpoint in turn: the one before it is taken."""
+    newest, older = list_checkpoints(run_dir / "checkpoints")[:2]
+    done = []
+    for path in sorted(newest.iterdir()):
+        content = path.read_bytes()
+        for fault, damaged in _damages(content).items():
+            if damaged is None:
+                path.unlink()
+            else:
+                path.write_bytes(damaged)
+            assert find_checkpoint(run_dir, resume="auto") == older, f"{path.name}: {fault} was not noticed"
+            path.write_bytes(content)
+            done.append(f"{path.name} {fault}")
+    assert find_checkpoint(run_dir, resume="auto") == newest
+    return done
+
+
+def _damages(content: bytes) -> dict[str, bytes | None]:
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :]
+    return {"truncated": content[:middle], "corrupted": flipped, "deleted": None}
+
+
+def check_all_whole(run_dir: Path) -> list[int]:
+    """The steps of all checkpoints, each of which is complete and undamaged."""
+    found = list_checkpoints(run_dir / "checkpoints")
+    for path in found:
+        assert find_checkpoint(run_dir, resume=str(path)) == path
+    assert not list((run_dir / "checkpoints").glob(".partial-*"))
+    return [read_marker(path).step for path in found]
+
+
+def same(outcome: tuple, reference: tuple) -> None:
+    """Compare `result`s part by part, so that a difference says where it is."""
+    for ours, theirs in zip(outcome[0], reference[0], strict=True):
+        assert ours == theirs, f"step {ours['step']} differs"
+    assert outcome[1] == reference[1], "validation differs"
+    assert outcome[2] == reference[2], "the adapter differs"
+
+
+def stop_after(config: Path, step: int, **options) -> Path:
+    """Run a job that is stopped by SIGTERM after exactly this step (2 at least) of its launch; its run folder."""
+    env = {"FAULT": f"0:{step - 1}:stop", **options.pop("env", {})}
+    job = Job(config, module="tests.faults.faulty_train", env=env, **options)
+    assert job.finish() == 0, job.output[-4000:]
+    assert last_step(job.run_dir) == job.first_step + step, job.output[-4000:]
+    return job.run_dir
+
+
+def resume_is_exact(folder: Path, base: Path, **overrides: dict) -> None:
+    """Stopped in the middle and resumed, the run computes what it computes undisturbed."""
+    overrides["run"] = {"max_steps": 6, **overrides.get("run", {})}
+    overrides["checkpoint"] = {"save_steps": 100}
+    reference = run_to_the_end(write_config(folder / "undisturbed", base, **overrides))
+    config = write_config(folder / "stopped", base, **overrides)
+    stop_after(config, 3)
+    same(run_to_the_end(config), reference)
+
+
+# Micro-batches per step, the same global batch of 6 samples on every number of ranks.
+ACCUMULATION = {1: 6, 2: 3, 3: 2}
+
+
+def change_the_number_of_ranks(folder: Path, base: Path, ranks: int, other_ranks: int, *, stage: int = 2) -> float:
+    """Half an epoch on some ranks and half on others: every sample once, and the losses of one that did not change.
+
+    Returns:
+        The largest relative difference of any loss or gradient norm.
+    """
+    settings = {
+        "run": {"max_steps": None, "epochs": 1},
+        "lora": {"dropout": 0.0},
+        "zero": {"stage": stage, "precision": "fp32"},
+        "data": {"batch_size": 1},
+        "checkpoint": {"save_steps": 100},
+    }
+    steps = [_accumulating(ranks), _accumulating(other_ranks)]
+    reference = write_config(folder / "unchanged", base, **settings)
+    expected, _, _ = run_to_the_end(reference, ranks=ranks, arguments=steps[0])
+    config = write_config(folder / "changed", base, **settings)
+    seen = folder / "seen"
+    seen.mkdir()
+    stop_after(config, 2, ranks=ranks, arguments=steps[0], env={"RECORD": str(seen)})
+    recording = {"module": "tests.faults.faulty_train", "env": {"RECORD": str(seen)}}
+    losses, _, _ = run_to_the_end(config, ranks=other_ranks, arguments=steps[1], **recording)
+    _check_every_sample_once(seen)
+    return max(differences([line[key] for line in losses], [line[key] for line in expected]) for key in _COMPARED)
+
+
+_COMPARED = ("loss", "text_loss", "audio_loss", "grad_norm")
+
+
+def _accumulating(ranks: int) -> tuple[str, str]:
+    return "--optim.gradient_accumulation_steps", str(ACCUMULATION[ranks])
+
+
+def _check_every_sample_once(seen: Path) -> None:
+    lines = [line for path in seen.iterdir() for line in path.read_text().splitlines()]
+    samples = sorted(sample for line in lines for sample in json.loads(line))
+    train = json.loads((launching.ROOT / "examples" / "voice_cloning" / "train.json").read_text())
+    assert len(samples) == len(set(samples)) == len(train), samples
+
+
+def differences(losses: Sequence[float], reference: Sequence[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(one - other) / abs(other) for one, other in zip(losses, reference, strict=True))
