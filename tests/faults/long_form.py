@@ -1,0 +1,238 @@
+"""The long form of the fault harness: many blows at random moments, with a report.
+
+    python -m tests.faults.long_form --report tests/faults/report.md            everything, about half an hour
+    python -m tests.faults.long_form --report REPORT.md --only signals damage   some parts
+
+The report is written part by part, so that a run that was cut short says how far it came.
+"""
+
+import argparse
+import os
+import platform
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import cycle, islice
+from pathlib import Path
+
+from ds_higgs.checkpoint import find_checkpoint
+from ds_higgs.checkpoint.folders import list_checkpoints
+from ds_higgs.model.tiny import write_tiny_base
+from tests.faults import scenarios
+from tests.faults.job import Job, read_metrics, write_config
+from tests.support import launching
+
+STEPS = {"max_steps": 60}
+
+
+@dataclass
+class Bench:
+    """What the parts share."""
+
+    folder: Path
+    base: Path
+    chance: random.Random
+    counts: argparse.Namespace
+    _undisturbed: tuple | None = None
+
+    @property
+    def undisturbed(self) -> tuple:
+        if self._undisturbed is None:
+            config = write_config(self.folder / "undisturbed", self.base, run=STEPS)
+            self._undisturbed = scenarios.run_to_the_end(config)
+        return self._undisturbed
+
+    def config(self, name: str) -> Path:
+        return write_config(self.folder / name, self.base, run=STEPS)
+
+
+def kills(bench: Bench) -> list[str]:
+    """SIGKILL of the whole job at random moments, half of them or more in a save; then on to the end."""
+    config, hits = bench.config("kills"), []
+    reference = bench.undisturbed
+    while len(hits) < bench.counts.kills or sum(hit.in_save for hit in hits) < bench.counts.kills / 2:
+        moment = bench.chance.choice(["start", "step", "save", "save", "save", "save"])
+        hits += scenarios.kill_everything(config, [moment], bench.chance)
+    scenarios.same(scenarios.run_to_the_end(config), reference)
+    in_save = sum(hit.in_save for hit in hits)
+    return [
+        f"{len(hits)} kills, {in_save} in a save; then losses and adapter as undisturbed, bit for bit",
+        *map(str, hits),
+    ]
+
+
+def signals(bench: Bench) -> list[str]:
+    """SIGTERM and SIGUSR1 at random moments, to a rank, to `deepspeed`, to `launch`; then on to the end."""
+    config, reference = bench.config("signals"), bench.undisturbed
+    targets = list(islice(cycle(["rank", "deepspeed", "launch"]), bench.counts.signals))
+    blows = [(number, target) for target in targets for number in (signal.SIGTERM, signal.SIGUSR1)]
+    hits = scenarios.send_signals(config, blows, bench.chance)
+    scenarios.same(scenarios.run_to_the_end(config), reference)
+    slowest = max(hit.seconds for hit in hits)
+    return [f"{len(hits)} signals, slowest end {slowest:.1f} s; then as undisturbed, bit for bit", *map(str, hits)]
+
+
+def failures(bench: Bench) -> list[str]:
+    """One rank killed, one rank raising, one out of memory, at random moments; then on to the end."""
+    config, reference = bench.config("failures"), bench.undisturbed
+    ranks = list(islice(cycle([0, 1]), bench.counts.failures))
+    hits = scenarios.kill_one_rank(config, ranks, bench.chance)
+    kinds = zip(ranks, cycle(["raise", "raise", "oom"]), strict=False)
+    hits += scenarios.raise_in_one_rank(config, [(rank, bench.chance.randint(2, 4), kind) for rank, kind in kinds])
+    scenarios.same(scenarios.run_to_the_end(config), reference)
+    slowest = max(hit.seconds for hit in hits)
+    return [f"{len(hits)} failures, slowest end {slowest:.1f} s; then as undisturbed, bit for bit", *map(str, hits)]
+
+
+def damage(bench: Bench) -> list[str]:
+    """Every file of the newest checkpoint truncated, corrupted, deleted: refused by name, exit 2 for its path."""
+    assert bench.undisturbed
+    run_dir = bench.folder / "undisturbed" / "run"
+    refused = scenarios.damage_the_newest(run_dir)
+    newest = find_checkpoint(run_dir, resume="auto")
+    assert newest is not None
+    for path in sorted(newest.iterdir()):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        done = launching.run(
+            launching.ds_higgs("train", "-c", bench.config("damage"), "--checkpoint.resume", newest), timeout_s=120
+        )
+        path.write_bytes(content)
+        assert done.returncode == 2, done.stdout
+        assert path.name in done.stdout, done.stdout
+        refused.append(f"{path.name} truncated, explicit path: exit 2")
+    return [f"{len(refused)} damages, all refused with the file's name", *refused]
+
+
+def disk(bench: Bench) -> list[str]:
+    """A disk that fills up, and one that becomes read-only: the old checkpoints stay whole."""
+    return [_full_disk(bench, policy) for policy in ("stop", "warn")] + [_read_only(bench)]
+
+
+def _full_disk(bench: Bench, policy: str) -> str:
+    config = write_config(
+        bench.folder / f"full-{policy}",
+        bench.base,
+        run={"max_steps": 12},
+        checkpoint={"save_steps": 1, "keep_latest": 100, "on_save_error": policy},
+        data={"cache_dir": str(bench.folder / "codes")},
+    )
+    with tmpfs(config.parent / "run", size_mib=8):
+        job = Job(config)
+        status = job.finish()
+        assert status not in (0, 2), job.output[-4000:]
+        assert "No space left on device" in job.output, job.output[-4000:]
+        whole = scenarios.check_all_whole(job.run_dir)
+        assert whole, "the disk was full before the first checkpoint"
+        events = [line["event"] for line in read_metrics(job.run_dir)]
+        assert ("save_error" in events) == (policy == "warn")
+        return f"full disk, {policy}: exit {status}, checkpoints of steps {sorted(whole)} whole"
+
+
+def _read_only(bench: Bench) -> str:
+    config = bench.config("read-only")
+    with tmpfs(config.parent / "run", size_mib=64):
+        job = Job(config)
+        assert job.wait_for_steps(3), job.output[-4000:]
+        # Files open for writing keep the mount busy for moments; a lazy remount would not make it read-only.
+        job.wait_until(lambda: _remounted_read_only(job.run_dir), poll_s=0.01)
+        status = job.finish()
+        assert status not in (0, 2), job.output[-4000:]
+        assert "Read-only file system" in job.output, job.output[-4000:]
+        found = list_checkpoints(job.run_dir / "checkpoints")
+        whole = [path.name for path in found if find_checkpoint(bench.folder, resume=str(path))]
+        return f"read-only folder: exit {status}, {', '.join(whole)} whole"
+
+
+def ranks(bench: Bench) -> list[str]:
+    """Half an epoch on N ranks, half on M: every sample once, the same losses."""
+    rows = []
+    for stage in (1, 2, 3):
+        for few, many in [(2, 1), (1, 2), (2, 3)]:
+            folder = bench.folder / f"ranks-{stage}-{few}-{many}"
+            difference = scenarios.change_the_number_of_ranks(folder, bench.base, few, many, stage=stage)
+            assert difference < 1e-6, difference
+            rows.append(f"stage {stage}, {few} to {many} ranks: largest relative difference {difference:.1e}")
+    return ["every sample once; losses within 1e-6 of the run that did not change", *rows]
+
+
+def exact(bench: Bench) -> list[str]:
+    """Stopped by SIGTERM in the middle and resumed, over stages, precisions and everything that has a state."""
+    together = {
+        "memory": {"activation_checkpointing": "full"},
+        "data": {"num_workers": 2, "max_tokens": 700},
+    }
+    rows = []
+    for stage, precision in [(0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp32"), (2, "fp32"), (3, "fp32")]:
+        zero = {"stage": stage, "precision": precision}
+        scenarios.resume_is_exact(bench.folder / f"exact-{stage}-{precision}", bench.base, zero=zero, **together)
+        rows.append(f"stage {stage} {precision}: bit for bit")
+    return ["with LoRA dropout, activation checkpointing, 2 data workers and a token budget", *rows]
+
+
+PARTS: dict[str, Callable[[Bench], list[str]]] = {
+    part.__name__: part for part in (damage, disk, failures, signals, kills, exact, ranks)
+}
+
+
+@contextmanager
+def tmpfs(folder: Path, *, size_mib: int) -> Iterator[None]:
+    """A small file system in memory; needs root."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _remounted_read_only(folder: Path) -> bool:
+    command = ["mount", "-o", "remount,ro", str(folder)]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def write_report(path: Path, command: str, results: dict[str, tuple[float, list[str]]]) -> None:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "peft", "transformers"))
+    lines = [
+        "# Fault harness, long form",
+        "",
+        f"`{command}`, {platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, "
+        f"Python {platform.python_version()}, {packages}",
+        "",
+    ]
+    for name, (seconds, rows) in results.items():
+        lines += [f"## {name}: {seconds:.0f} s", "", rows[0], "", "```", *rows[1:], "```", ""]
+    path.write_text("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--signals", type=int, default=10, help="of each of SIGTERM and SIGUSR1")
+    parser.add_argument("--failures", type=int, default=5, help="of each of: killed, raising")
+    parser.add_argument("--seed", type=int, default=0)
+    counts = parser.parse_args()
+    results: dict[str, tuple[float, list[str]]] = {}
+    command = "python -m tests.faults.long_form " + " ".join(counts.only)
+    with tempfile.TemporaryDirectory(prefix="ds_higgs_faults_") as folder:
+        base = Path(folder) / "base"
+        write_tiny_base(base)
+        bench = Bench(Path(folder), base, random.Random(counts.seed), counts)
+        for name in counts.only:
+            started = time.monotonic()
+            rows = PARTS[name](bench)
+            results[name] = (time.monotonic() - started, rows)
+            write_report(counts.report, command, results)
+            print(f"{name}: {results[name][0]:.0f} s: {rows[0]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
