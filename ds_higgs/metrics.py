@@ -28,7 +28,7 @@ class MetricsFile:
         """Append one line. Numbers that are not finite become strings ("nan"), so that every line is valid JSON."""
         if not self.enabled:
             return
-        line = json.dumps({"event": event, "step": step, **_json_values(values)}, allow_nan=False)
+        line = json.dumps({"event": event, "step": step, **json_values(values)}, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -141,11 +141,12 @@ def _keep(line: Mapping[str, Any], step: int) -> bool:
     return line["step"] <= step and line["event"] != "end"
 
 
-def _json_values(value: Any) -> Any:
+def json_values(value: Any) -> Any:
+    """The value with every number that is not finite as a string, as valid JSON wants it."""
     if isinstance(value, Mapping):
-        return {key: _json_values(one) for key, one in value.items()}
+        return {key: json_values(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_values(one) for one in value]
+        return [json_values(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -192,7 +192,7 @@ def train_step(
         if not skip_non_finite:
             raise NonFiniteError(result)
         return _skip_update(engine, result)
-    return _update(engine, result)
+    return _update(engine, result, skip_non_finite=skip_non_finite)
 
 
 def global_counts(targets: Sequence[Targets], device: torch.device) -> torch.Tensor:
@@ -277,13 +277,13 @@ class LocalGradients:
             parameter.grad = None
 
 
-def _update(engine: DeepSpeedEngine, result: StepResult) -> StepResult:
+def _update(engine: DeepSpeedEngine, result: StepResult, *, skip_non_finite: bool) -> StepResult:
     grad_norm = _plain_grad_norm(engine) if _is_plain_optimizer(engine) else None
     engine.step()
     if grad_norm is None:
         grad_norm = float(engine.get_global_grad_norm())
     result = replace(result, grad_norm=grad_norm, applied=engine.was_step_applied())
-    if not math.isfinite(grad_norm):
+    if not math.isfinite(grad_norm) and not skip_non_finite:
         raise NonFiniteError(result)  # finite on every rank, but not their sum: DeepSpeed left the update out
     return result
 

@@ -38,12 +38,12 @@ from ds_higgs.evaluate import evaluate
 from ds_higgs.failures import FailureWatch
 from ds_higgs.launcher import find_launcher
 from ds_higgs.listening.in_training import Listener, log_audio, summarise_rows
-from ds_higgs.metrics import MetricsFile, Progress, StepTimer, eval_values, step_values, track
+from ds_higgs.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.lora import count_parameters
 from ds_higgs.model.signature import check_model_class
 from ds_higgs.stopping import StopRequests
-from ds_higgs.train_step import LossWeights, NonFiniteError, train_step
+from ds_higgs.train_step import LossWeights, NonFiniteError, StepResult, train_step
 from ds_higgs.zero import build_deepspeed_config
 
 # A resumed run must agree with its checkpoint in these sections' keys; everything else may change.
@@ -85,6 +85,7 @@ class Position:
     step: int = 0
     samples_seen: int = 0
     tokens_seen: int = 0
+    skipped_steps: int = 0  # without an update, for a loss or gradient that was not finite
     validation_loss: float | None = None  # of the last validation
 
 
@@ -223,8 +224,11 @@ class Trainer:
                 extra=(num_samples, num_tokens, self.stop_requests.requested()),
             )
         except NonFiniteError as error:
-            self._record_non_finite(micro_batches, error)
+            self._record_non_finite(micro_batches, error.result)
             raise
+        if not result.applied:
+            self._record_non_finite(micro_batches, result)
+            self.position.skipped_steps += 1
         num_samples, num_tokens, stop_requests = (int(total) for total in result.extra)
         self.position.step += 1
         self.position.samples_seen += num_samples
@@ -237,7 +241,7 @@ class Trainer:
             num_tokens=num_tokens,
             seconds=timer.stop(),
         )
-        self.metrics.write("step", step=self.position.step, **values)
+        self.metrics.write("step", step=self.position.step, **values, skipped_steps=self.position.skipped_steps)
         if self.position.step % self.config.logging.log_steps == 0:
             shown = ("loss", "text_loss", "audio_loss", "learning_rate", "grad_norm", "tokens_per_second")
             track(self.engine, self.position.step, {f"train/{name}": values[name] for name in shown})
@@ -346,17 +350,18 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.position.step % every == 0 or self.position.step == self.total_steps
 
-    def _record_non_finite(self, micro_batches: list[Batch], error: NonFiniteError) -> None:
-        """Write down, on each rank, the samples of a step that was not finite."""
+    def _record_non_finite(self, micro_batches: list[Batch], result: StepResult) -> None:
+        """Write down, on each rank, the samples and numbers of a step that was not finite."""
         step = self.position.step + 1
         record = {
             "step": step,
             "rank": self.ranks.rank,
             "samples": [list(batch.sample_ids) for batch in micro_batches],
-            "message": str(error),
+            **eval_values(result),
+            "grad_norm": result.grad_norm,
         }
         path = self.run_dir / f"nonfinite-step-{step:08d}-rank-{self.ranks.rank:05d}.json"
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(json_values(record), indent=2) + "\n", encoding="utf-8")
 
 
 def write_run_folder(config: Config, deepspeed_config: dict[str, Any]) -> None:

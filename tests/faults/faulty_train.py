@@ -2,7 +2,7 @@
 
 FAULT is "RANK:CALL:KIND", done by that rank at that call of `train_step` in this process:
     raise, oom   an exception
-    nan          a weight becomes NaN
+    nan          a weight is NaN during this call
     stop         SIGTERM to itself: the run stops after its next step
 RECORD is a folder: every rank writes there which samples it trained on, a line per step.
 """
@@ -10,6 +10,8 @@ RECORD is a folder: every rank writes there which samples it trained on, a line 
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,12 @@ def observed_step(engine: Any, micro_batches: list, *args: Any, **kwargs: Any) -
     if "RECORD" in os.environ:
         _record(engine.global_rank, [sample for batch in micro_batches for sample in batch.sample_ids])
     rank, call, kind = os.environ.get("FAULT", "0:0:none").split(":")
-    if (engine.global_rank, calls) == (int(rank), int(call)):
-        _fail(kind, engine)
+    if (engine.global_rank, calls) != (int(rank), int(call)):
+        return usual_step(engine, micro_batches, *args, **kwargs)
+    if kind == "nan":
+        with _a_weight_is_nan(engine):
+            return usual_step(engine, micro_batches, *args, **kwargs)
+    _fail(kind)
     return usual_step(engine, micro_batches, *args, **kwargs)
 
 
@@ -38,18 +44,23 @@ def _record(rank: int, samples: list[str]) -> None:
         file.write(json.dumps(samples) + "\n")
 
 
-def _fail(kind: str, engine: Any) -> None:
+def _fail(kind: str) -> None:
     if kind == "raise":
         raise ArithmeticError("a fault that was built in")
     if kind == "oom":
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    if kind == "stop":
-        # The trainer asked for requests before this call: this step does not know of it, the next one does.
-        os.kill(os.getpid(), signal.SIGTERM)
-        return
-    assert kind == "nan", kind
-    with torch.no_grad():
-        next(p for p in engine.module.parameters() if p.requires_grad).view(-1)[0] = float("nan")
+    assert kind == "stop", kind
+    # The trainer asked for requests before this call: this step does not know of it, the next one does.
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _a_weight_is_nan(engine: Any) -> Iterator[None]:
+    weight = next(p for p in engine.module.parameters() if p.requires_grad).data.view(-1)
+    usual = weight[0].clone()
+    weight[0] = float("nan")
+    yield
+    weight[0] = usual
 
 
 trainer.train_step = observed_step
