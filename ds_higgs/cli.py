@@ -61,6 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--card-gib", type=float, nargs="+", default=[16, 24, 48, 80, 141], help="cards to fill (16 24 48 80 141)"
     )
 
+    tune = _add_config_command(commands, "tune", _tune, "short trials over batch and ZeRO settings; the best config")
+    tune.add_argument("--num-gpus", type=int, default=None, help="processes of a trial (all GPUs; 2 without any)")
+    tune.add_argument("--steps", type=int, default=6, help="counted steps of a trial, after 2 of warm-up (6)")
+    tune.add_argument("--max-trials", type=int, default=24, help="trials at most (24)")
+    tune.add_argument("--budget-s", type=float, help="start no trial after this many seconds")
+    tune.add_argument("--timeout-s", type=float, default=900.0, help="end a trial after this many seconds (900)")
+
     tiny = _add_command(commands, "init-tiny", _init_tiny, "write a tiny base checkpoint, for trying things on a CPU")
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--whisper", action="store_true", help="with a Whisper audio tower")
@@ -124,6 +131,22 @@ def _estimate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from ds_higgs.estimate import run_estimate
 
     run_estimate(config, world_size=arguments.world_size, positions=arguments.positions, card_gib=arguments.card_gib)
+
+
+def _tune(arguments: argparse.Namespace, rest: list[str]) -> None:
+    config = load_config(arguments.config, parse_overrides(rest))
+    import torch
+
+    from ds_higgs.tune import run_tune
+
+    run_tune(
+        config,
+        num_processes=arguments.num_gpus or torch.cuda.device_count() or 2,
+        steps=arguments.steps,
+        max_trials=arguments.max_trials,
+        budget_s=arguments.budget_s,
+        timeout_s=arguments.timeout_s,
+    )
 
 
 def _init_tiny(arguments: argparse.Namespace, rest: list[str]) -> None:

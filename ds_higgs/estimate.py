@@ -38,6 +38,11 @@ class Estimator:
         )
         return cls(model_shape(model_config), counts, build_policy(config, world_size=world_size, cuda=cuda))
 
+    def with_config(self, config: Config) -> "Estimator":
+        """For another configuration of the same base and LoRA settings."""
+        policy = build_policy(config, world_size=self.policy.world_size, cuda=self.policy.cuda)
+        return dataclasses.replace(self, policy=policy)
+
     def terms(self, batch: BatchShape, *, checkpoint_every: int | None) -> dict[str, int]:
         """Bytes by term for `batch`."""
         return estimate_memory(
