@@ -60,6 +60,10 @@ def add_commands(add_command: AddCommand) -> None:
     evaluate.add_argument("--speaker-model", metavar="MODEL", help="x-vector model of transformers, for similarity")
     _add_speech_flags(evaluate, count="speak at most so many samples, spread over the manifest (8)")
 
+    report = add_command("report", _report, "one HTML page of a run, or of several side by side")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument("-o", "--out", type=Path, help="the page (report.html in the first run's folder)")
+
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="base checkpoint, folder or hub id (the one that the adapter names)")
@@ -164,6 +168,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     format_table(evaluations)
     print(f"\n{out}: WAV files and evaluation.json")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from ds_higgs.report import build_report
+
+    out = arguments.out or arguments.runs[0] / "report.html"
+    build_report(arguments.runs, out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
 
 
 def _speech_options(arguments: argparse.Namespace) -> "SpeechOptions":

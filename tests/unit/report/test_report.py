@@ -1,0 +1,195 @@
+"""The page of a run: what it tells, that it stays small and closed, and that a real browser shows it."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from ds_higgs.errors import UserError
+from ds_higgs.report import build_report
+from ds_higgs.report.collect import collect_run, histogram
+from ds_higgs.report.players import _most_telling_first, collect_players
+from ds_higgs.report.series import read_curve, thin
+from ds_higgs.run_folder import RunFolder
+from tests.support.browser import CHROMIUM, Browser
+
+RATE = 24_000
+STEPS = 40
+EVIL = "</script><img src=x onerror=alert(1)>"
+
+
+def step_line(step: int) -> dict:
+    loss = 7.0 * math.exp(-step / 40)
+    return {
+        **{"event": "step", "step": step, "epoch": 1 + step // 10, "loss": loss + 1, "text_loss": 1.0},
+        **{"audio_loss": loss, "audio_loss_per_codebook": [loss + 0.1 * c for c in range(8)]},
+        **{"learning_rate": 1e-4, "grad_norm": "nan" if step == 7 else 1.0 / step, "num_samples": 8},
+        **{"num_tokens": 1000, "num_text_targets": 90, "num_audio_targets": 3600, "step_time_s": 0.5},
+        **{"samples_per_second": 16.0, "tokens_per_second": 2000.0, "peak_memory_gib": 1.5, "applied": step != 7},
+    }
+
+
+def write_run(folder: Path, example: Path, *, troubled: bool) -> Path:
+    shutil.copytree(example, folder / "data", ignore=shutil.ignore_patterns("*.py"))
+    samples = json.loads((folder / "data" / "val.json").read_text())
+    samples[0]["messages"][2]["content"][0]["text"] = f"صباح الخير {EVIL}"
+    (folder / "data" / "val.json").write_text(json.dumps(samples))
+    manifests = {f"{key}_manifest": str(folder / "data" / f"{key}.json") for key in ("train", "val")}
+    config = {"run": {"output_dir": str(folder)}, "data": manifests, "optim": {"learning_rate": 1e-4 + troubled}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = [step_line(step) for step in range(1, STEPS + 1)]
+    for step in (0, 20, STEPS):
+        losses = {key: value for key, value in step_line(max(step, 1)).items() if "loss" in key}
+        lines.append({"event": "eval", "step": step, **losses})
+        lines += [write_sample(folder, step, number) for number in (0, 1)]
+    if troubled:
+        lines.append({"event": "resume", "step": 12, "checkpoint": "x"})
+        reject = {"file": "train.json", "number": 3, "sample": "train.json:3", "reasons": ["the audio is silent"]}
+        (folder / "rejected.jsonl").write_text(json.dumps(reject) + "\n")
+        record = {"step": 7, "rank": 0, "samples": [["train.json:9"]], "message": "loss nan"}
+        (folder / "nonfinite-step-00000007-rank-00000.json").write_text(json.dumps(record))
+        (folder / "failure.txt").write_text("rank 1: out of memory\n")
+    else:
+        lines.append({"event": "end", "step": STEPS, "reason": "done"})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def write_sample(folder: Path, step: int, number: int) -> dict:
+    file = f"samples/step-{step:08d}/{number:03d}.wav"
+    for name in (file, f"samples/target/{number:03d}.wav", f"samples/reference/{number:03d}.wav"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        tone = 0.3 * np.sin(2 * np.pi * (200 + step) * np.arange(RATE) / RATE)
+        soundfile.write(folder / name, tone, RATE)
+    return {
+        **{"event": "sample", "step": step, "number": number, "sample_id": f"val.json:{number}", "file": file},
+        **{"stopped_by": "eos" if step else "length", "seconds": 1.0, "duration_ratio": 0.9, "silence_share": 0.1},
+        **{"mel_cepstral_distance": 6.5, "code_accuracy": 0.5, "code_accuracy_per_codebook": [0.5] * 8},
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(example_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    good = write_run(folder / "good", example_dir, troubled=False)
+    values = {"audio_loss": 5.0, "stop_rate": 1.0}
+    columns = [{"name": name, "values": values, "samples": []} for name in ("base", "good")]
+    (good / "evaluation").mkdir()
+    (good / "evaluation" / "evaluation.json").write_text(json.dumps({"manifest": "val.json", "columns": columns}))
+    return good, write_run(folder / "troubled", example_dir, troubled=True)
+
+
+@pytest.fixture(scope="module")
+def page(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    build_report(runs[:1], out)
+    return out
+
+
+def test_the_summary_adds_up(runs: tuple[Path, Path]):
+    summary = collect_run(RunFolder.open(runs[0]))["summary"]
+    assert summary["status"] == "done"
+    assert (summary["steps"], summary["samples"], summary["seconds"]) == (STEPS, 8 * STEPS, 0.5 * STEPS)
+    assert summary["best_audio_loss"] == summary["last_audio_loss"] < summary["first_audio_loss"]
+    assert collect_run(RunFolder.open(runs[1]))["summary"]["status"] == "not ended"
+
+
+def test_curves_have_every_codebook_and_gaps_for_what_is_not_finite(runs: tuple[Path, Path]):
+    curves = collect_run(RunFolder.open(runs[0]))["curves"]
+    assert {f"{source}/codebook_{c}" for source in ("train", "val") for c in range(8)} <= set(curves)
+    assert curves["train/grad_norm"][6] == (7.0, None)
+    assert curves["train/grad_norm"][9] == (10.0, 0.1)
+    assert curves["samples/stop_rate"] == [(0.0, 0.0), (20.0, 1.0), (40.0, 1.0)]
+
+
+def test_a_long_curve_is_thinned_by_means():
+    points = [(float(step), float(step)) for step in range(100_000)]
+    thinned = thin(points, most=1000)
+    assert len(thinned) == 1000
+    assert thinned[0] == (49.5, 49.5)
+    assert thin([(1.0, None), (2.0, 3.0), (3.0, None), (4.0, None)], most=2) == [(1.5, 3.0), (3.5, None)]
+    assert read_curve([{"step": 1, "x": "nan"}], "x") == []
+
+
+def test_data_statistics(runs: tuple[Path, Path]):
+    data = collect_run(RunFolder.open(runs[0]))["data"]
+    assert (data["train"]["samples"], data["train"]["num_speakers"]) == (24, 4)
+    assert sum(count for _, _, count in data["train"]["text_histogram"]) == 24
+    assert histogram([5, 5, 6, 30]) == [
+        (5, 7, 3),
+        (8, 10, 0),
+        *[(low, low + 2, 0) for low in range(11, 29, 3)],
+        (29, 31, 1),
+    ]
+
+
+def test_what_went_wrong_is_told(runs: tuple[Path, Path]):
+    trouble = collect_run(RunFolder.open(runs[1]))["trouble"]
+    assert trouble["num_rejected"] == 1
+    assert trouble["rejected"][0]["reasons"] == ["the audio is silent"]
+    assert (trouble["resumes"], trouble["skipped_steps"]) == ([12], [7])
+    assert trouble["non_finite"][0]["samples"] == [["train.json:9"]]
+    assert "out of memory" in trouble["failure"]
+
+
+def test_players_fit_their_budget_and_keep_the_first_and_the_last_step(runs: tuple[Path, Path]):
+    run = RunFolder.open(runs[0])
+    everything = collect_players(run, budget_bytes=10_000_000)
+    assert everything["left_out"] == 0
+    size = sum(len(player["audio"]) for player in everything["prompts"][0]["said"]) // 3
+    little = collect_players(run, budget_bytes=int(2 * 4.4 * size))
+    assert little["left_out"] == 2
+    assert [player["audio"] is None for player in little["prompts"][0]["said"]] == [False, True, False]
+    assert _most_telling_first([0, 1, 2, 3, 4]) == [4, 0, 2, 1, 3]
+
+
+def test_the_page_is_closed_and_small(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert len(text.encode()) < 5_000_000
+    assert "default-src 'none'" in text.split("</head>")[0].replace("&#x27;", "'")
+    assert EVIL not in text
+    assert not re.search(r'(src|href)="(?!#)', text.split('<script type="application/json"')[0])
+    values = json.loads(re.search(r'id="values">(.*?)</script>', text, re.DOTALL)[1])
+    assert EVIL in values["runs"][0]["players"]["prompts"][0]["text"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="not the folder of a run"):
+        build_report([tmp_path], tmp_path / "report.html")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1440, False)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_real_browser_shows_it(runs: tuple[Path, Path], tmp_path: Path, width: int, dark: bool, count: int):
+    page = tmp_path / "report.html"
+    build_report(runs[:count], page)
+    with Browser(tmp_path / "profile", width=width, dark=dark) as browser:
+        browser.open(page)
+        assert browser.ask("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+        assert browser.ask("document.documentElement.scrollWidth") == width
+        sections = browser.ask("[...document.querySelectorAll('section')].map((section) => section.id)")
+        assert sections == ["curves", "evaluation", "samples", "data", "trouble", "config"]
+        assert browser.ask("[...document.querySelectorAll('figure')].every((one) => one.querySelector('path'))")
+        assert browser.ask("document.querySelectorAll('figure').length") >= 14
+        play = "Promise.all([...document.querySelectorAll('audio')].map(async (a) => (await a.play(), a.duration)))"
+        seconds = browser.ask(play)
+        assert len(seconds) == 2 * (2 + 3 * count)
+        assert all(abs(length - 1) < 0.1 for length in seconds)
+        text = browser.ask("document.getElementById('page').innerText")
+        assert EVIL in text
+        assert ("out of memory" in text) == (count == 2)
+        browser.ask("document.querySelector('header button').click()")
+        assert browser.ask("document.documentElement.dataset.theme") == ("light" if dark else "dark")
+        toggle_legend = (
+            "const key = document.querySelector('.legend button'); key.click(); key.getAttribute('aria-pressed')"
+        )
+        assert browser.ask(toggle_legend) == "false"
+        assert browser.errors == []
+        assert [url for url in browser.requests if not url.startswith(("data:", page.as_uri()))] == []
