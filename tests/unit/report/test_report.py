@@ -141,9 +141,12 @@ def test_what_went_wrong_is_told(runs: tuple[Path, Path]):
 def test_players_fit_their_budget_and_keep_the_first_and_the_last_step(runs: tuple[Path, Path]):
     run = RunFolder.open(runs[0])
     everything = collect_players(run, budget_bytes=10_000_000)
+    prompts = everything["prompts"]
     assert everything["left_out"] == 0
-    size = sum(len(player["audio"]) for player in everything["prompts"][0]["said"]) // 3
-    little = collect_players(run, budget_bytes=int(2 * 4.4 * size))
+    needed = [
+        sum(map(len, [p["reference"], p["target"], p["said"][0]["audio"], p["said"][2]["audio"]])) for p in prompts
+    ]
+    little = collect_players(run, budget_bytes=2 * max(needed) + 100)
     assert little["left_out"] == 2
     assert [player["audio"] is None for player in little["prompts"][0]["said"]] == [False, True, False]
     assert _most_telling_first([0, 1, 2, 3, 4]) == [4, 0, 2, 1, 3]
