@@ -19,6 +19,7 @@ ds-higgs prepare -c "$config"
 deepspeed --num_gpus "$ranks" --module ds_higgs train -c "$config"
 rm -rf outputs/example_adapter
 ds-higgs export outputs/example --out outputs/example_adapter
+ds-higgs report outputs/example
 
 python - <<'SUMMARY'
 import json
@@ -31,6 +32,7 @@ made:
   outputs/tiny_base         a tiny base checkpoint (random weights: it shows the way, it does not speak)
   outputs/example           the run: config.yaml, metrics.jsonl, checkpoints/, adapters/
   outputs/example_adapter   the adapter in PEFT format
+  outputs/example/report.html   the run on one page: open it in a browser
 next:
   source .venv/bin/activate
   ds-higgs train --help                  every key, with its default

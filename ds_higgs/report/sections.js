@@ -181,7 +181,7 @@ function saidPlayer(run, said) {
   const facts = [
     `${number(said.duration_ratio, 3)} × the target's length`,
     said.mel_cepstral_distance === null || said.mel_cepstral_distance === undefined ? null : `${number(said.mel_cepstral_distance, 3)} dB away`,
-    said.code_accuracy === undefined ? null : `${percent(said.code_accuracy)} of codes`,
+    said.code_accuracy === undefined ? null : `${percent(said.code_accuracy)} of codes right`,
   ].filter(Boolean).join(", ");
   const label = [
     element("b", {}, `Step ${said.step.toLocaleString("en")}`),
@@ -193,7 +193,7 @@ function saidPlayer(run, said) {
 }
 
 function player(source, label) {
-  const audio = source ? element("audio", { controls: true, preload: "none", src: source }) : element("div", { class: "soft small" }, "no player here");
+  const audio = source ? element("audio", { controls: true, preload: "metadata", src: source }) : element("div", { class: "soft small" }, "no player here");
   return element("div", { class: "player" }, element("div", { class: "label" }, label), audio);
 }
 
