@@ -55,7 +55,13 @@ def small_config(*, hidden_size: int, num_layers: int, vocab_size: int = 128256)
 
 
 def build_random_lora_model(
-    config: HiggsAudioConfig, *, dtype: torch.dtype, device: torch.device, rank: int = 16, dropout: float = 0.0
+    config: HiggsAudioConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    rank: int = 16,
+    dropout: float = 0.0,
+    attention: str = "sdpa",
 ):
     """Random weights made on `device`; LoRA B is not zero, so that LoRA A has gradients from the first step."""
     torch.manual_seed(0)
@@ -63,7 +69,7 @@ def build_random_lora_model(
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = HiggsAudioModel._from_config(config, attn_implementation="sdpa", torch_dtype=dtype).train()
+            model = HiggsAudioModel._from_config(config, attn_implementation=attention, torch_dtype=dtype).train()
     finally:
         torch.set_default_dtype(default)
     peft_model = apply_lora(model, rank=rank, alpha=2 * rank, dropout=dropout, targets=ALL_TARGETS)

@@ -122,6 +122,7 @@ class Tuner:
             "run.max_steps": self.steps + WARMUP_STEPS,
             "run.epochs": 10_000,
             "data.val_manifest": None,
+            "eval.num_audio_samples": 0,
             "checkpoint.resume": "never",
             "logging.log_steps": 1,
             "logging.progress": False,
@@ -216,6 +217,7 @@ def run_tune(
         deadline=time.monotonic() + budget_s if budget_s else float("inf"),
     )
     tuner.load_results()
+    tuner.trial_config({})  # a configuration that can make no trial at all is an error of the tuning, not a result
     print(f"tuning for {num_processes} processes; results in {folder}")
     best = tuner.search()
     write_report(tuner, best)

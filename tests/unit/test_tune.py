@@ -9,8 +9,10 @@ import yaml
 
 from ds_higgs import tune_trial
 from ds_higgs.config import Config
+from ds_higgs.config_file import load_config
 from ds_higgs.tune import Tuner, apply_changes, batch_axis, write_report
 from ds_higgs.tune_trial import TrialResult, read_metrics, run_trial
+from tests.support.launching import ROOT
 
 
 def make_config(**sections) -> Config:
@@ -84,6 +86,12 @@ def test_trials_are_short_and_touch_nothing_of_the_run(tmp_path: Path):
     assert config.run.max_steps == 3 + 2
     assert config.run.output_dir.is_relative_to(tmp_path / "trials")
     assert (config.zero.stage, config.data.val_manifest, config.checkpoint.resume) == (3, None, "never")
+
+
+def test_the_example_can_be_tuned(tmp_path: Path):
+    example = load_config(ROOT / "examples" / "voice_cloning" / "config.yaml", {})
+    config = make_tuner(tmp_path, Machine(), config=example).trial_config({"zero.stage": 1})
+    assert (config.zero.stage, config.eval.num_audio_samples, config.data.val_manifest) == (1, 0, None)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 16), (4, 4), (16, 1), (64, 1)])
