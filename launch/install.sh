@@ -11,8 +11,9 @@ extras=${2:-}
 python=${PYTHON:-python3}
 torch=${TORCH:-torch==2.13.0}
 
-state=$(cat pyproject.toml launch/install.sh | cksum)" $extras"
-if [[ -f $venv/.installed && $(<"$venv/.installed") == "$state" ]]; then
+# Quick where an earlier run installed the same, with these extras or more.
+state=$(cat pyproject.toml launch/install.sh | cksum)
+if [[ -f $venv/.installed && $(<"$venv/.installed") == "$state"*"$extras"* ]]; then
   exit 0
 fi
 
@@ -35,4 +36,4 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q)
 if [[ ,$extras, == *,codec,* ]]; then
   "${pip[@]}" --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2
 fi
-echo "$state" >"$venv/.installed"
+echo "$state $extras" >"$venv/.installed"

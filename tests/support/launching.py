@@ -26,12 +26,16 @@ def free_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def run(
-    command: Sequence[str | Path], *, timeout_s: float = 300, env: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    *,
+    timeout_s: float = 300,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command from the repository's root; its output is one text, standard error in it."""
+    """Run a command, from the repository's root; its output is one text, standard error in it."""
     return subprocess.run(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=cwd,
         env=free_environment(env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
