@@ -62,6 +62,8 @@ def init_process_group() -> Ranks:
         deepspeed.init_distributed(
             dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
         )
+        barrier()
+        _unlink_shared_memory(ranks.rank)
     return ranks
 
 
@@ -134,6 +136,17 @@ def _prepare_compiler() -> None:
         os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+
+def _unlink_shared_memory(rank: int) -> None:
+    """Take back the name of DeepSpeed's shared-memory buffer (CPU only), once every rank has it mapped.
+
+    DeepSpeed leaves 66 MB in /dev/shm for each rank of each run, for ever; without a name they go with the processes,
+    however these end.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    (Path("/dev/shm") / name).unlink(missing_ok=True)
 
 
 def _free_port() -> int:

@@ -102,12 +102,12 @@ def steps(run_dir: Path) -> list[tuple]:
 
 def test_a_run_on_two_ranks_leaves_what_it_promises(arguments, tmp_path):
     run_dir = tmp_path / "run"
-    train(
-        launching.deepspeed(
-            2, "--module", "ds_higgs", *arguments(run__epochs=3, eval__eval_steps=4, checkpoint__save_steps=4)
-        )
-    )
+    values = arguments(run__epochs=3, eval__eval_steps=4, checkpoint__save_steps=4)
+    command = launching.deepspeed(2, "--module", "ds_higgs", *values)
+    port = command[command.index("--master_port") + 1]
+    train(command)
 
+    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
     found = events(run_dir, "step")
     assert [line["step"] for line in found] == list(range(1, 10))
     assert set(found[0]) >= STEP_KEYS
