@@ -22,6 +22,15 @@ from pydantic_core import PydanticCustomError
 LoraTarget = Literal["attention", "text_ffn", "audio_ffn"]
 SavedModule = Literal["audio_head", "audio_embeddings", "text_head"]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+BestMeasure = Literal[
+    "loss",
+    "text_loss",
+    "audio_loss",
+    "code_accuracy",
+    "stop_rate",
+    "silence_share",
+    "mel_cepstral_distance",
+]
 AutoOrBool = Literal["auto"] | bool
 SECRET_NAME = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
 
@@ -197,6 +206,12 @@ class EvalConfig(Section):
         None, description="Speak every this many optimizer steps; at every validation if unset."
     )
     max_audio_s: PositiveFloat = Field(20.0, description="Longest spoken sample, in seconds.")
+    best_by: BestMeasure | None = Field(
+        None, description="Keep adapters/best by this measure: a validation loss, or one of the spoken samples."
+    )
+    patience: PositiveInt | None = Field(
+        None, description="Stop after this many evaluations in a row without a better value of best_by."
+    )
 
 
 class LoggingConfig(Section):
@@ -233,8 +248,16 @@ class Config(Section):
 
     @field_validator("eval")
     @classmethod
-    def _can_be_heard(cls, value: EvalConfig, info: ValidationInfo) -> EvalConfig:
-        if value.num_audio_samples == 0:
+    def _can_be_done(cls, value: EvalConfig, info: ValidationInfo) -> EvalConfig:
+        if value.patience is not None and value.best_by is None:
+            raise ValueError("patience needs best_by: better by what?")
+        has_samples = value.num_audio_samples > 0
+        if value.best_by is not None and not value.best_by.endswith("loss") and not has_samples:
+            raise ValueError(f"best_by {value.best_by} needs num_audio_samples: it is measured on spoken samples")
+        data = info.data.get("data")
+        if value.best_by is not None and data is not None and data.val_manifest is None:
+            raise ValueError("best_by needs data.val_manifest")
+        if not has_samples:
             return value
         data, zero = info.data.get("data"), info.data.get("zero")
         if data is not None and data.val_manifest is None:

@@ -31,6 +31,8 @@ SHORT_FLAGS = {
     "val_steps": "eval.eval_steps",
     "save_steps": "checkpoint.save_steps",
 }
+# A resumed run must agree with its checkpoint in these sections' keys; everything else may change.
+FIXED_KEYS = ("model.base", "model.revision", "lora", "zero.stage", "zero.precision")
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
@@ -96,6 +98,16 @@ def resolved(config: Config) -> dict[str, Any]:
     if Path(config.model.base).exists():
         absolute["model"]["base"] = str(Path(config.model.base).absolute())
     return Config.model_validate(absolute).model_dump(mode="json")
+
+
+def fixed_values(config: Config) -> dict[str, Any]:
+    """What a resumed run may not change, by key."""
+    values = resolved(config)
+    found: dict[str, Any] = {}
+    for key in FIXED_KEYS:
+        section, _, name = key.partition(".")
+        found |= {key: values[section][name]} if name else {f"{section}.{one}": v for one, v in values[section].items()}
+    return found
 
 
 def known_keys() -> Iterator[tuple[str, Any, str]]:

@@ -20,7 +20,7 @@ from ds_higgs.distributed import Ranks
 from ds_higgs.estimate import configured_checkpointing, describe_checkpointing, resolve_checkpointing
 from ds_higgs.model.kernels import choose_attention, choose_kernels
 from ds_higgs.model.loading import load_model
-from ds_higgs.model.lora import apply_lora, unwrap
+from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.quantization import check_quantization
 from ds_higgs.schedule import learning_rate_factor
@@ -153,3 +153,16 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def log_parameters(model: PeftModel) -> None:
+    """Tell how many parameters there are, and which of them are trained."""
+    counts = count_parameters(model)
+    parts = {name: count for name, count in counts.items() if count and name not in ("base", "total", "trainable")}
+    distributed.logger.info(
+        "%s parameters, %s trainable (%.2f %%): %s",
+        f"{counts['total']:,}",
+        f"{counts['trainable']:,}",
+        100 * counts["trainable"] / counts["total"],
+        ", ".join(f"{name} {count:,}" for name, count in parts.items()),
+    )

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from ds_higgs import distributed, pipeline
 from ds_higgs.adapter import save_adapter
 from ds_higgs.batch import Batch
+from ds_higgs.best import Best
 from ds_higgs.checkpoint import (
     capture_random_state,
     find_checkpoint,
@@ -24,7 +25,7 @@ from ds_higgs.checkpoint import (
     save_checkpoint,
 )
 from ds_higgs.config import Config
-from ds_higgs.config_file import resolved, write_config
+from ds_higgs.config_file import fixed_values, resolved, write_config
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.distributed import Ranks, logger
 from ds_higgs.engine import (
@@ -33,6 +34,7 @@ from ds_higgs.engine import (
     choose_memory_settings,
     decide_checkpointing,
     keep_configured_schedule,
+    log_parameters,
 )
 from ds_higgs.evaluate import evaluate
 from ds_higgs.failures import FailureWatch
@@ -40,14 +42,10 @@ from ds_higgs.launcher import find_launcher
 from ds_higgs.listening.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
-from ds_higgs.model.lora import count_parameters
 from ds_higgs.model.signature import check_model_class
 from ds_higgs.stopping import StopRequests
 from ds_higgs.train_step import LossWeights, NonFiniteError, StepResult, train_step
 from ds_higgs.zero import build_deepspeed_config
-
-# A resumed run must agree with its checkpoint in these sections' keys; everything else may change.
-FIXED_KEYS = ("model.base", "model.revision", "lora", "zero.stage", "zero.precision")
 
 
 def train(config: Config) -> None:
@@ -76,6 +74,7 @@ class Outcome(Enum):
 
     DONE = "done"
     STOPPED = "stopped"
+    NO_BETTER = "no better"
 
 
 @dataclass
@@ -115,6 +114,7 @@ class Trainer:
         self.weights = weights
         self.total_steps = total_steps
         self.position = Position()
+        self.best = Best(config.eval.best_by, config.eval.patience)
         self.run_dir = config.run.output_dir
         self.metrics = MetricsFile(self.run_dir / "metrics.jsonl", enabled=ranks.is_main)
 
@@ -154,7 +154,7 @@ class Trainer:
         longest = int(train_set.lengths.max())
         memory_settings = decide_checkpointing(config, memory_settings, longest=longest, ranks=ranks)
         model = build_lora_model(config, base, memory_settings)
-        log_parameters(count_parameters(model))
+        log_parameters(model)
         engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=total_steps, ranks=ranks)
         trainer = cls(
             config,
@@ -198,16 +198,18 @@ class Trainer:
                 self.validate()
             if self._due(self.config.eval.audio_every or self.config.eval.eval_steps):
                 self.listen()
-            last = stop or self.position.step == self.total_steps
+            last = stop or self.finished
             if last or self._due(self.config.checkpoint.save_steps):
                 self.save(may_fail=not last and self.config.checkpoint.on_save_error == "warn")
-            if stop and self.position.step < self.total_steps:
+            if stop and not self.finished:
                 outcome = Outcome.STOPPED
                 break
         progress.close()
+        if self.best.is_over:
+            outcome = Outcome.NO_BETTER
         self.metrics.write("end", step=self.position.step, reason=outcome.value)
-        if outcome is Outcome.DONE:
-            logger.info("done: the adapter is in %s", self.run_dir / "adapters" / "final")
+        if outcome is not Outcome.STOPPED:
+            logger.info("%s: the adapter is in %s", outcome.value, self.run_dir / "adapters" / "final")
         return outcome
 
     def train_one_step(self, epoch: int, micro_batches: list[Batch], timer: StepTimer) -> tuple[dict[str, Any], bool]:
@@ -266,6 +268,7 @@ class Trainer:
         self.metrics.write("eval", step=self.position.step, **values)
         shown = ("loss", "text_loss", "audio_loss")
         track(self.engine, self.position.step, {f"val/{name}": values[name] for name in shown})
+        self._keep_best(values)
 
     def listen(self) -> None:
         """Record what the model says to the fixed validation prompts, where there are any."""
@@ -279,6 +282,18 @@ class Trainer:
         logger.info("step %d: %d samples, %.0f %% ended by the model", step, len(rows), 100 * values["stop_rate"])
         track(self.engine, step, {f"samples/{name}": value for name, value in values.items()})
         log_audio(self.engine, self.run_dir, rows, step)
+        self._keep_best(values)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no step left to make."""
+        return self.position.step == self.total_steps or self.best.is_over
+
+    def _keep_best(self, values: dict[str, Any]) -> None:
+        """Save the adapter as adapters/best where an evaluation is the best so far, by `eval.best_by`."""
+        if self.best.update(values, step=self.position.step):
+            self._save_adapter("best")
+            self.metrics.write("best", step=self.position.step, measure=self.best.measure, value=self.best.value)
 
     def save(self, *, may_fail: bool) -> None:
         """Write the adapter as it is now, then a checkpoint to resume from: whatever it is of is then complete.
@@ -288,7 +303,7 @@ class Trainer:
         """
         step = self.position.step
         try:
-            for name in [f"step-{step:08d}"] + (["final"] if step == self.total_steps else []):
+            for name in [f"step-{step:08d}"] + (["final"] if self.finished else []):
                 self._save_adapter(name)
             folder = self._save_checkpoint()
         except (OSError, SafetensorError) as error:
@@ -303,6 +318,7 @@ class Trainer:
         """Go on from a checkpoint of this run, or of another one."""
         state, random_state = load_checkpoint(self.engine, path, fixed=fixed_values(self.config))
         self.position = Position(**state["position"])
+        self.best.load_state_dict(state["best"])
         self.train_loader.load_state_dict(state["loader"])
         keep_configured_schedule(self.engine, learning_rate=self.config.optim.learning_rate)
         if random_state is None:
@@ -319,6 +335,7 @@ class Trainer:
             state={
                 "position": vars(self.position),
                 "loader": self.train_loader.state_dict(),
+                "best": self.best.state_dict(),
                 "config": resolved(self.config),
             },
             rank_state=capture_random_state(),
@@ -338,12 +355,12 @@ class Trainer:
     def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:
         """The rest of the run: epoch (from 1), this rank's micro-batches, a timer that started with loading them."""
         timer = StepTimer()
-        while self.position.step < self.total_steps:
+        while not self.finished:
             epoch = self.train_loader.epoch + 1
             timer.start()
             for micro_batches in self.train_loader:
                 yield epoch, micro_batches, timer
-                if self.position.step == self.total_steps:
+                if self.finished:
                     return
                 timer.start()
 
@@ -370,24 +387,3 @@ def write_run_folder(config: Config, deepspeed_config: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_config(config, folder / "config.yaml")
     (folder / "ds_config.json").write_text(json.dumps(deepspeed_config, indent=2) + "\n", encoding="utf-8")
-
-
-def fixed_values(config: Config) -> dict[str, Any]:
-    """What a resumed run may not change, by key."""
-    values = resolved(config)
-    found: dict[str, Any] = {}
-    for key in FIXED_KEYS:
-        section, _, name = key.partition(".")
-        found |= {key: values[section][name]} if name else {f"{section}.{one}": v for one, v in values[section].items()}
-    return found
-
-
-def log_parameters(counts: dict[str, int]) -> None:
-    parts = {name: count for name, count in counts.items() if count and name not in ("base", "total", "trainable")}
-    logger.info(
-        "%s parameters, %s trainable (%.2f %%): %s",
-        f"{counts['total']:,}",
-        f"{counts['trainable']:,}",
-        100 * counts["trainable"] / counts["total"],
-        ", ".join(f"{name} {count:,}" for name, count in parts.items()),
-    )

@@ -28,7 +28,7 @@ function change(summary) {
 }
 
 function statusText(status) {
-  return { done: "finished", stopped: "stopped, can go on", "not ended": "running, or ended abruptly" }[status] || status;
+  return { done: "finished", stopped: "stopped, can go on", "no better": "ended early: nothing got better", "not ended": "running, or ended abruptly" }[status] || status;
 }
 
 function overviewCards(summary) {

@@ -92,3 +92,19 @@ def test_a_native_base_trains_with_the_same_losses_and_speaking_changes_none(
         )
         assert first == second
         assert first
+
+
+def test_a_run_ends_when_nothing_gets_better(tiny_base: Path, codes: Path, example_dir: Path, tmp_path: Path):
+    """Hardly any learning rate: the codes' accuracy stays what it was before the first step."""
+    stop = ["--eval.best_by", "code_accuracy", "--eval.patience", "2", "--run.max_steps", "9"]
+    speak = ["--eval.num_audio_samples", "2", "--eval.audio_every", "1", "--eval.max_audio_s", "0.2"]
+    run_dir = tmp_path / "run"
+    said = train(run_dir, tiny_base, codes, example_dir, *speak, *stop, "--optim.learning_rate", "1e-12")
+    assert "no better" in said
+    assert [(line["step"], line["measure"]) for line in events(run_dir, "best")] == [(0, "code_accuracy")]
+    assert events(run_dir, "end")[0]["reason"] == "no better"
+    assert events(run_dir, "step")[-1]["step"] == 2
+    assert sorted(path.name for path in (run_dir / "adapters").iterdir()) == ["best", "final", "step-00000002"]
+    again = train(run_dir, tiny_base, codes, example_dir, *speak, *stop, "--optim.learning_rate", "1e-12")
+    assert "no better" in again
+    assert events(run_dir, "step")[-1]["step"] == 2

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "ds_higgs"
 # From the bottom up: a module may import those of its own line and of the lines before it.
 LAYERS = [
     {"errors"},
-    {"batch", "config", "schedule"},
+    {"batch", "best", "config", "schedule"},
     {"config_file", "distributed", "losses", "memory", "zero", "launcher"},
     {"model"},
     {"data", "checkpoint", "stopping", "failures"},

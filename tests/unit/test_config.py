@@ -155,6 +155,19 @@ def test_samples_need_prompts_and_a_whole_model(changes, message):
         load_config(None, {**MINIMAL, "eval.num_audio_samples": 2, **changes})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval.patience": 3}, "patience needs best_by"),
+        ({"eval.best_by": "audio_loss"}, "best_by needs data.val_manifest"),
+        ({"eval.best_by": "stop_rate", "data.val_manifest": "v"}, "best_by stop_rate needs num_audio_samples"),
+    ],
+)
+def test_the_best_needs_something_to_be_measured_by(changes, message):
+    with pytest.raises(UserError, match=message):
+        load_config(None, {**MINIMAL, **changes})
+
+
 def test_a_key_in_the_configuration_is_refused_without_showing_it():
     extra = {"comet": {"enabled": True, "api_key": "hunter2"}, "wandb": {"token": ""}, "tokens_per_batch": 5}
     with pytest.raises(UserError, match=r"zero\.extra\.comet\.api_key: looks like a key") as error:
