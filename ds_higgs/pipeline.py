@@ -1,6 +1,10 @@
 """The configuration's data section, made into rules, data sets and loaders."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ds_higgs import distributed
 from ds_higgs.config import Config, DataConfig
@@ -9,6 +13,7 @@ from ds_higgs.data.cache import default_code_cache
 from ds_higgs.data.codec import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.encoding import Progress
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.data.rules import SampleRules, build_rules
@@ -47,14 +52,34 @@ def build_dataset(config: Config, manifest: Path, rules: SampleRules, ranks: Ran
     Raises:
         UserError: with every problem of the manifest.
     """
-    return data_build.build_dataset(
-        manifest,
-        rules=rules,
-        cache_dir=code_cache_dir(config.data),
-        on_bad_sample=config.data.on_bad_sample,
-        device=str(distributed.training_device(ranks)),
-        ranks=data_build.Ranks(ranks.rank, ranks.world_size, distributed.barrier),
-    )
+    with encoding_progress(manifest, enabled=ranks.is_main and config.logging.progress) as progress:
+        return data_build.build_dataset(
+            manifest,
+            rules=rules,
+            cache_dir=code_cache_dir(config.data),
+            on_bad_sample=config.data.on_bad_sample,
+            device=str(distributed.training_device(ranks)),
+            ranks=data_build.Ranks(ranks.rank, ranks.world_size, distributed.barrier),
+            progress=progress,
+        )
+
+
+@contextmanager
+def encoding_progress(manifest: Path, *, enabled: bool) -> Iterator[Progress]:
+    """A bar of clips encoded, clips a second and time left; none where nothing is to be encoded."""
+    bars: list[tqdm] = []
+
+    def show(done: int, total: int) -> None:
+        if total > 0 and not bars:
+            bars.append(tqdm(total=total, unit="clip", desc=manifest.name, dynamic_ncols=True, disable=not enabled))
+        for bar in bars:
+            bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def list_rejected(run_dir: Path, *datasets: HiggsDataset) -> None:

@@ -1,17 +1,13 @@
 """`ds-higgs prepare`: encodes the manifests' audio into the code cache, ahead of training."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ds_higgs import distributed, pipeline
 from ds_higgs.config import Config
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.build import Ranks as Builders
-from ds_higgs.data.encoding import Progress
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.distributed import Ranks
 from ds_higgs.errors import UserError
@@ -57,7 +53,7 @@ def _prepare_manifest(
     devices = _devices(ranks)
     preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=builders)
     try:
-        with _progress_bar(manifest, enabled=ranks.is_main) as progress:
+        with pipeline.encoding_progress(manifest, enabled=ranks.is_main) as progress:
             preparation.run(
                 on_bad_sample=config.data.on_bad_sample,
                 devices=devices,
@@ -81,15 +77,3 @@ def _devices(ranks: Ranks) -> list[str]:
     if ranks.world_size > 1 or not torch.cuda.is_available():
         return [str(distributed.training_device(ranks))]
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def _progress_bar(manifest: Path, *, enabled: bool) -> Iterator[Progress]:
-    """Clips done, clips a second and time left."""
-    with tqdm(unit="clip", desc=manifest.name, disable=not enabled, dynamic_ncols=True, mininterval=1.0) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from rich.console import Console
 from rich.table import Table
 
@@ -17,11 +16,12 @@ from ds_higgs.data.problems import Problem
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics
 from ds_higgs.errors import UserError
-from ds_higgs.model.loading import resolve_base
+from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
 
 Result = TypeVar("Result")
 MAX_SPEAKERS = 10
+NO_SAMPLE = -1  # in place of a sample's number
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         return {
             "ok": not self.problems,
-            "problems": [asdict(problem) for problem in self.problems],
-            "rejected": [asdict(problem) for problem in self.rejected],
+            "problems": [_problem_as_json(problem) for problem in self.problems],
+            "rejected": [_problem_as_json(problem) for problem in self.rejected],
             "manifests": {name: asdict(statistics) for name, statistics in self.statistics.items()},
         }
 
@@ -65,7 +65,7 @@ def collect_report(config: Config) -> Report:
         try:
             return action()
         except UserError as error:
-            report.problems.append(Problem(file=place, number=-1, sample=place, message=str(error)))
+            report.problems.append(Problem(file=place, number=NO_SAMPLE, sample=place, message=str(error)))
             return None
 
     attempt("model", lambda: check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork))
@@ -89,6 +89,10 @@ def print_report(report: Report) -> None:
             console.print(_problems_table(title, problems))
     if not report.problems:
         console.print("Nothing would stop training.")
+
+
+def _problem_as_json(problem: Problem) -> dict[str, Any]:
+    return asdict(problem) | {"number": None if problem.number == NO_SAMPLE else problem.number}
 
 
 def _manifest_check(config: Config, manifest: Path, rules: SampleRules, report: Report) -> Callable[[], None]:

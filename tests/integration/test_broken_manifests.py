@@ -250,5 +250,5 @@ def test_damaged_files_are_an_error_with_their_place(seed, tmp_path, audio, flag
     except UserError:
         report = json.loads(capsys.readouterr().out)
         for problem in report["problems"]:
-            assert problem["number"] >= 0 or manifest.name in problem["message"]
+            assert problem["number"] is not None or manifest.name in problem["message"]
     assert not (tmp_path / "run").exists()
