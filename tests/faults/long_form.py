@@ -59,6 +59,7 @@ def kills(bench: Bench) -> list[str]:
     while len(hits) < bench.counts.kills or sum(hit.in_save for hit in hits) < bench.counts.kills / 2:
         moment = bench.chance.choice(["start", "step", "save", "save", "save", "save"])
         hits += scenarios.kill_everything(config, [moment], bench.chance)
+        print(f"{len(hits):3} {hits[-1]}", flush=True)
     scenarios.same(scenarios.run_to_the_end(config), reference)
     in_save = sum(hit.in_save for hit in hits)
     return [

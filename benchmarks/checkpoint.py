@@ -1,0 +1,158 @@
+"""A save of the real model's trainable weights (LoRA rank 16, 39.5 M) against plain writing of as many bytes.
+
+torchrun --nproc_per_node 2 benchmarks/checkpoint.py [--folder DIR] [--calls 7]
+
+The trainable tensors have the real names and shapes; of the frozen weights there is one small layer, since none of
+them is in a checkpoint. Both ways end with the bytes on the disk (fsync), and take turns, so that both meet the same disk.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from measure import describe_run, print_table, write_json
+from torch import nn
+
+from ds_higgs import distributed
+from ds_higgs.checkpoint import capture_random_state, load_checkpoint, save_checkpoint
+
+HIDDEN, FFN, KEY_VALUE, LAYERS, RANK = 3072, 8192, 1024, 28, 16
+ATTENTION = {"q_proj": (HIDDEN, HIDDEN), "k_proj": (HIDDEN, KEY_VALUE), "v_proj": (HIDDEN, KEY_VALUE)}
+ATTENTION["o_proj"] = (HIDDEN, HIDDEN)
+FEED_FORWARD = {"gate_proj": (HIDDEN, FFN), "up_proj": (HIDDEN, FFN), "down_proj": (FFN, HIDDEN)}
+PATHS = {"self_attn": ATTENTION, "mlp": FEED_FORWARD, "audio_mlp": FEED_FORWARD}
+
+
+class LoraWeights(nn.Module):
+    """The LoRA tensors of Higgs Audio v2 at rank 16 on all three paths, and one frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(16, 16).requires_grad_(False)
+        self.layers = nn.ModuleList(nn.ModuleDict(_layer()) for _ in range(LAYERS))
+
+    def forward(self) -> torch.Tensor:
+        return sum(parameter.float().square().sum() for parameter in self.parameters() if parameter.requires_grad)
+
+
+def _layer() -> dict[str, nn.Module]:
+    return {
+        path: nn.ModuleDict({name: _lora(inputs, outputs) for name, (inputs, outputs) in projections.items()})
+        for path, projections in PATHS.items()
+    }
+
+
+def _lora(inputs: int, outputs: int) -> nn.Module:
+    return nn.ModuleDict(
+        {"lora_A": nn.Linear(inputs, RANK, bias=False), "lora_B": nn.Linear(RANK, outputs, bias=False)}
+    )
+
+
+def build_engine(stage: int):
+    torch.manual_seed(0)
+    model = LoraWeights()
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": not torch.cuda.is_available()}},
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": 60_000_000},
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return deepspeed.initialize(model=model, model_parameters=trained, config=config)[0]
+
+
+def save(engine, folder: Path, step: int) -> Path:
+    return save_checkpoint(
+        engine, folder, step=step, state={"step": step}, rank_state=capture_random_state(), keep_latest=1
+    )
+
+
+def plain_write(folder: Path, sizes: list[int]) -> None:
+    """What rank 0 has to write of a checkpoint, and every rank its own shard: bytes from memory to the disk."""
+    path = folder / f"plain-{dist.get_rank()}"
+    with path.open("wb") as file:
+        for size in sizes:
+            file.write(bytes(size))
+        file.flush()
+        os.fsync(file.fileno())
+    dist.barrier()
+
+
+def own_sizes(checkpoint: Path) -> list[int]:
+    """Sizes of the files that this rank writes."""
+    rank = dist.get_rank()
+    names = [f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", f"rank-{rank:05d}.safetensors"]
+    names += ["mp_rank_00_model_states.pt", "state.json", "complete.json"] if rank == 0 else []
+    return [path.stat().st_size for name in names for path in checkpoint.glob(name)]
+
+
+def timed(action) -> float:
+    dist.barrier()
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {f"p{p}_s": ordered[round(p / 100 * (len(ordered) - 1))] for p in (20, 50, 80)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="on the disk to measure; a temporary one by default")
+    parser.add_argument("--calls", type=int, default=7)
+    parser.add_argument("--stage", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/checkpoint.json"))
+    arguments = parser.parse_args()
+    ranks = distributed.init_process_group()
+    shared = [tempfile.mkdtemp(prefix="ds_higgs_checkpoint_", dir=arguments.folder) if ranks.is_main else None]
+    dist.broadcast_object_list(shared)
+    folder = Path(shared[0])
+
+    engine = build_engine(arguments.stage)
+    engine.backward(engine())
+    engine.step()
+    checkpoint = save(engine, folder, 1)
+    sizes = own_sizes(checkpoint)
+    plain_write(folder, sizes)
+    times: dict[str, list[float]] = {"save_checkpoint": [], "plain writing": []}
+    for call in range(arguments.calls):
+        times["plain writing"].append(timed(lambda: plain_write(folder, sizes)))
+        times["save_checkpoint"].append(timed(lambda step=call + 2: save(engine, folder, step)))
+    newest = folder / "checkpoints" / f"step-{arguments.calls + 1:08d}"
+    times["load_checkpoint"] = [timed(lambda: load_checkpoint(engine, newest))]
+    dist.barrier()
+
+    if ranks.is_main:
+        total = sum(path.stat().st_size for path in newest.iterdir())
+        trainable = sum(parameter.numel() for parameter in engine.module.parameters() if parameter.requires_grad)
+        rows = [
+            {"what": what, **percentiles(seconds), "mb_s": total / 1e6 / percentiles(seconds)["p50_s"]}
+            for what, seconds in times.items()
+        ]
+        ratio = rows[0]["p50_s"] / rows[1]["p50_s"]
+        print_table(rows)
+        print(f"{trainable:,} trainable, {total / 1e6:.0f} MB, {ranks.world_size} ranks: save / plain {ratio:.2f}")
+        result = {
+            "run": describe_run(engine.device),
+            "world_size": ranks.world_size,
+            "stage": arguments.stage,
+            "trainable": trainable,
+            "bytes": total,
+            "rows": rows,
+            "save_over_plain": ratio,
+        }
+        write_json(arguments.output, result)
+        shutil.rmtree(folder)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
