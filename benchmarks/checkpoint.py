@@ -3,7 +3,7 @@
 torchrun --nproc_per_node 2 benchmarks/checkpoint.py [--folder DIR] [--calls 7]
 
 The trainable tensors have the real names and shapes; of the frozen weights there is one small layer, since none of
-them is in a checkpoint. Both ways end with the bytes on the disk (fsync), and take turns, so that both meet the same disk.
+them is in a checkpoint. Both ways end with the bytes on the disk (fsync), and take turns on the same disk.
 """
 
 import argparse

@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from ds_higgs.extensions import loading_extensions, prepare_compiler
 
 logger = logging.getLogger("ds_higgs")
 
@@ -43,7 +44,7 @@ def init_process_group() -> Ranks:
 
     Without a launcher the variables that DeepSpeed reads are set for a group of one, so that it does not look for MPI.
     """
-    _prepare_compiler()
+    prepare_compiler()
     import deepspeed
 
     ranks = read_ranks()
@@ -59,9 +60,9 @@ def init_process_group() -> Ranks:
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
     if not dist.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
-        )
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        with loading_extensions():
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         barrier()
         _unlink_shared_memory(ranks.rank)
     return ranks
@@ -124,18 +125,6 @@ def set_up_logging(ranks: Ranks) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logger.setLevel(logging.INFO if ranks.is_main else logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-
-
-def _prepare_compiler() -> None:
-    """Let DeepSpeed find this environment's ninja, and keep what it compiles apart from other environments'.
-
-    The default folder is shared by all environments and breaks when two DeepSpeed versions use it.
-    """
-    scripts = str(Path(sys.executable).parent)
-    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
-    if os.access(sys.prefix, os.W_OK):
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
 def _unlink_shared_memory(rank: int) -> None:

@@ -18,6 +18,7 @@ from ds_higgs import distributed
 from ds_higgs.config import Config
 from ds_higgs.distributed import Ranks
 from ds_higgs.estimate import configured_checkpointing, describe_checkpointing, resolve_checkpointing
+from ds_higgs.extensions import loading_extensions
 from ds_higgs.model.kernels import choose_attention, choose_kernels
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
@@ -122,13 +123,14 @@ def build_engine(
     def build_scheduler(optimizer: Optimizer) -> LambdaLR:
         return LambdaLR(optimizer, factor)
 
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
-        config=deepspeed_config,
-        lr_scheduler=build_scheduler,
-        dist_init_required=False,
-    )
+    with loading_extensions():  # the optimizer's
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
+            config=deepspeed_config,
+            lr_scheduler=build_scheduler,
+            dist_init_required=False,
+        )
     engine.set_gradient_accumulation_boundary(True)
     if hasattr(engine.optimizer, "check_grad_overflow"):
         engine.optimizer.check_grad_overflow = True  # in fp32 too: no update from a gradient that is not finite

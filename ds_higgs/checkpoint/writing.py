@@ -3,17 +3,24 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from ds_higgs.checkpoint.marker import FileRecord
+
+_SYNC_BYTES = 64 << 20
 
 
 class HashingFile:
     """A write-only binary file that hashes what goes through it.
+
+    Large pieces are hashed by a thread while they are written, and another one brings what is written to the disk
+    meanwhile: a save is to take as long as the slowest of the three, not their sum.
 
     torch.save's C++ writer aborts half-way when a write raises, so a failed write is kept in `error` and what
     follows is dropped.
@@ -23,16 +30,21 @@ class HashingFile:
         self.error: OSError | None = None
         self._digest = hashlib.sha256()
         self._size = 0
-        self._file = path.open("wb", buffering=1 << 20)
+        self._unsynced = 0
+        self._file = path.open("wb", buffering=0)
+        self._hasher = ThreadPoolExecutor(1)
+        self._syncer = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
 
     def write(self, data: bytes) -> int:
         view = memoryview(data).cast("B")
+        hashing = self._hasher.submit(self._digest.update, view)
         if self.error is None:
             try:
-                self._file.write(view)
+                self._write_all(view)
             except OSError as error:
                 self.error = error
-        self._digest.update(view)
+        hashing.result()  # before the caller takes its memory back
         self._size += len(view)
         return len(view)
 
@@ -43,23 +55,33 @@ class HashingFile:
         """Bring the file to the disk and close it.
 
         Raises:
-            OSError: the first error of any write, of the sync or of the closing.
+            OSError: the first error of any write or sync, or of the closing.
         """
         try:
+            if self._syncing is not None:
+                self._syncing.result()
             if self.error is not None:
                 raise self.error
-            self._file.flush()
             os.fsync(self._file.fileno())
         finally:
-            self._close()
+            self._hasher.shutdown()
+            self._syncer.shutdown()
+            self._file.close()
         return FileRecord(self._size, self._digest.hexdigest())
 
-    def _close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:  # closing flushes again; the first error is the one to report
-            if self.error is None:
-                raise error
+    def _write_all(self, view: memoryview) -> None:
+        while view:
+            written = self._file.write(view[:_SYNC_BYTES])
+            view = view[written:]
+            self._unsynced += written
+            if self._unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+                self._sync_meanwhile()
+
+    def _sync_meanwhile(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()
+        self._syncing = self._syncer.submit(os.fdatasync, self._file.fileno())
+        self._unsynced = 0
 
 
 class RecordingWriter(TorchCheckpointEngine):
@@ -77,7 +99,8 @@ class RecordingWriter(TorchCheckpointEngine):
     def save(self, state_dict: dict, path: str) -> None:
         try:
             file = HashingFile(Path(path))
-            torch.save(state_dict, file)  # type: ignore[arg-type]
+            with _without_checksums_in_the_archive():
+                torch.save(state_dict, file)  # type: ignore[arg-type]
             self.files[Path(path).name] = file.finish()
         except OSError as error:
             self.problems.append(describe_os_error(error, Path(path)))
@@ -94,6 +117,17 @@ class RecordingWriter(TorchCheckpointEngine):
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """The folder is there before DeepSpeed is asked to save."""
         assert exist_ok, path
+
+
+@contextmanager
+def _without_checksums_in_the_archive() -> Iterator[None]:
+    """torch.save's own CRC-32 would guard the same bytes as the SHA-256 that is taken of them anyway."""
+    usual = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(usual)
 
 
 @contextmanager

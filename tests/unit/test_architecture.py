@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ds_higgs"
 LAYERS = [
     {"errors"},
     {"batch", "best", "config", "schedule"},
-    {"config_file", "distributed", "losses", "memory", "zero", "launcher"},
+    {"config_file", "distributed", "extensions", "losses", "memory", "zero", "launcher"},
     {"model"},
     {"data", "checkpoint", "stopping", "failures"},
     {"train_step"},
