@@ -148,6 +148,7 @@ def find_trouble(run: RunFolder) -> dict[str, Any]:
         "rejected": [{"sample": row["sample"], "reasons": row["reasons"]} for row in rejected[:MAX_LISTED]],
         "resumes": [line["step"] for line in run.events("resume")],
         "skipped_steps": skipped,
+        "save_errors": [{"step": line["step"], "message": line["message"]} for line in run.events("save_error")],
         "non_finite": records[:MAX_LISTED],
         "failure": failure.read_text(encoding="utf-8").strip() if failure.is_file() else None,
     }

@@ -224,7 +224,7 @@ function trouble() {
 }
 
 function troubleCard(run, index) {
-  const { num_rejected, rejected, resumes, skipped_steps, non_finite, failure } = run.trouble;
+  const { num_rejected, rejected, resumes, skipped_steps, save_errors, non_finite, failure } = run.trouble;
   const items = [
     failure ? element("li", { class: "bad" }, `The run failed: ${failure}`) : null,
     num_rejected ? element("li", {}, `${num_rejected} samples were left out`,
@@ -232,6 +232,7 @@ function troubleCard(run, index) {
         num_rejected > rejected.length ? element("li", {}, `and ${num_rejected - rejected.length} more, in rejected.jsonl`) : null)) : null,
     resumes.length ? element("li", {}, `Resumed ${resumes.length === 1 ? "once" : `${resumes.length} times`}, at step ${resumes.join(", ")}`) : null,
     skipped_steps.length ? element("li", { class: "bad" }, `No update was made at step ${skipped_steps.join(", ")}: the loss or a gradient was not finite`) : null,
+    ...save_errors.map((error) => element("li", { class: "bad" }, `Step ${error.step} was not saved: ${error.message}`)),
     ...non_finite.map((record) => element("li", { class: "bad" }, `Step ${record.step}, rank ${record.rank}: ${record.message}; samples ${record.samples.flat().join(", ")}`)),
   ].filter(Boolean);
   const content = items.length ? element("ul", {}, items) : element("p", {}, "Nothing: no sample left out, no resume, no step without an update.");

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ds_higgs.export import export
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.native_export import save_native_model
 from tests.support import launching
@@ -73,6 +75,23 @@ def test_no_key_of_the_environment_is_written(heard: Path):
     files = [path for path in heard.rglob("*") if path.is_file()]
     assert any(path.suffix == ".pt" for path in files)
     assert not [path for path in files if b"s3cr3t-0f-a-tracker" in path.read_bytes()]
+
+
+def test_a_checkpoint_exports_the_adapter_that_was_saved_beside_it(heard: Path, tmp_path: Path):
+    step = f"step-{STEPS:08d}"
+    export(heard / "checkpoints" / step, tmp_path / "exported")
+    exported, saved = (
+        load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "exported", heard / "adapters" / step)
+    )
+    assert exported.keys() == saved.keys()
+    assert all(exported[name].dtype == saved[name].dtype for name in saved)
+    assert all(torch.equal(exported[name], saved[name]) for name in saved)
+    configs = [
+        json.loads((folder / "adapter_config.json").read_text())
+        for folder in (tmp_path / "exported", heard / "adapters" / step)
+    ]
+    assert configs[0] == configs[1]
+    assert f"{STEPS} optimizer steps over {8 * STEPS} samples" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_a_native_base_trains_with_the_same_losses_and_speaking_changes_none(

@@ -50,6 +50,7 @@ def write_run(folder: Path, example: Path, *, troubled: bool) -> Path:
         lines += [write_sample(folder, step, number) for number in (0, 1)]
     if troubled:
         lines.append({"event": "resume", "step": 12, "checkpoint": "x"})
+        lines.append({"event": "save_error", "step": 9, "message": "no space left"})
         reject = {"file": "train.json", "number": 3, "sample": "train.json:3", "reasons": ["the audio is silent"]}
         (folder / "rejected.jsonl").write_text(json.dumps(reject) + "\n")
         record = {"step": 7, "rank": 0, "samples": [["train.json:9"]], "message": "loss nan"}
@@ -136,6 +137,7 @@ def test_what_went_wrong_is_told(runs: tuple[Path, Path]):
     assert (trouble["resumes"], trouble["skipped_steps"]) == ([12], [7])
     assert trouble["non_finite"][0]["samples"] == [["train.json:9"]]
     assert "out of memory" in trouble["failure"]
+    assert trouble["save_errors"] == [{"step": 9, "message": "no space left"}]
 
 
 def test_players_fit_their_budget_and_keep_the_first_and_the_last_step(runs: tuple[Path, Path]):
