@@ -10,9 +10,11 @@ from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ds_higgs import memory
+from ds_higgs import distributed, memory
 from ds_higgs.batch import Batch
 from ds_higgs.config import Config
+from ds_higgs.distributed import Ranks
+from ds_higgs.engine import choose_memory_settings, decide_checkpointing
 from ds_higgs.errors import UserError
 from ds_higgs.estimate import (
     CHECKPOINTING_CHOICES,
@@ -172,14 +174,19 @@ def test_a_card_too_small_is_said_to_hold_nothing(capsys: pytest.CaptureFixture)
     assert capsys.readouterr().out.count("not one sample") == len(CHECKPOINTING_CHOICES)
 
 
-def test_states_by_zero_stage_world_size_offload_and_quantization():
-    estimator = Estimator.build(released_config(), world_size=8)
+@pytest.fixture(scope="module")
+def released() -> Estimator:
+    """Of the released model on 8 GPUs."""
+    return Estimator.build(released_config(), world_size=8)
+
+
+def test_states_by_zero_stage_world_size_offload_and_quantization(released: Estimator):
     batch = BatchShape.typical(2, 500)
     trained, frozen = 39_452_672, 5_771_283_456
 
     def terms(**changes) -> dict[str, int]:
-        policy = dataclasses.replace(estimator.policy, **changes)
-        return dataclasses.replace(estimator, policy=policy).terms(batch, checkpoint_every=1)
+        policy = dataclasses.replace(released.policy, **changes)
+        return dataclasses.replace(released, policy=policy).terms(batch, checkpoint_every=1)
 
     assert terms(zero_stage=2)["frozen weights"] == 2 * frozen
     assert terms(zero_stage=3)["frozen weights"] == 2 * frozen // 8
@@ -194,27 +201,28 @@ def test_states_by_zero_stage_world_size_offload_and_quantization():
     assert full >= 1000 * 128256 * 3 * 4
 
 
-def test_the_largest_batch_fits_and_one_more_does_not():
-    estimator = Estimator.build(released_config(), world_size=1)
+def test_the_largest_batch_fits_and_one_more_does_not(released: Estimator):
     for every in CHECKPOINTING_CHOICES:
-        largest = estimator.largest_batch(500, checkpoint_every=every, memory_bytes=24 * GIB)
+        largest = released.largest_batch(500, checkpoint_every=every, memory_bytes=24 * GIB)
         for samples, fits in ((largest, True), (largest + 1, False)):
             batch = BatchShape.typical(samples, 500)
-            size = total_bytes(estimator.terms(batch, checkpoint_every=every))
+            size = total_bytes(released.terms(batch, checkpoint_every=every))
             assert (size <= USABLE_SHARE * 24 * GIB) == fits
 
 
-def test_auto_checkpointing_is_the_fastest_that_fits():
-    def resolve(gib: float, policy: object = "auto") -> int | None:
-        config = released_config(memory={"activation_checkpointing": policy}, data={"train_manifest": "m"})
-        return resolve_checkpointing(config, longest=1500, world_size=1, memory_bytes=int(gib * GIB), cuda=True)
-
-    chosen = [resolve(gib) for gib in (141, 28, 24, 14, 4)]
+def test_auto_checkpointing_is_the_fastest_that_fits(released: Estimator):
+    batch = BatchShape.typical(2, 1500)
+    chosen = [released.choose_checkpointing(batch, memory_bytes=gib * GIB) for gib in (141, 28, 24, 14, 4)]
     assert chosen[0] is None
     assert chosen[-1] == 1
     order = [CHECKPOINTING_CHOICES.index(every) for every in chosen]
     assert order == sorted(order)
-    assert (resolve(4, "none"), resolve(141, "full"), resolve(141, 3)) == (None, 1, 3)
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("none", None), ("full", 1), (3, 3)])
+def test_a_policy_that_is_set_stays(policy, expected):
+    config = released_config(memory={"activation_checkpointing": policy})
+    assert resolve_checkpointing(config, longest=1500, world_size=1, memory_bytes=1, cuda=True) == expected
 
 
 def test_a_base_without_a_higgs_config_is_refused(tmp_path: Path):
@@ -222,3 +230,12 @@ def test_a_base_without_a_higgs_config_is_refused(tmp_path: Path):
     config = released_config(model={"base": str(tmp_path)})
     with pytest.raises(UserError, match="model_type is 'llama'"):
         Estimator.build(config, world_size=1)
+
+
+@pytest.mark.parametrize(("memory_gib", "expected"), [(1000, None), (0.001, 1)])
+def test_a_run_takes_the_policy_that_fits_its_device(tiny_base: Path, monkeypatch, memory_gib: float, expected):
+    monkeypatch.setattr(distributed, "memory_bytes", lambda device: int(memory_gib * GIB))
+    config = released_config(model={"base": str(tiny_base)})
+    settings = choose_memory_settings(config, device_type="cpu")
+    decided = decide_checkpointing(config, settings, longest=300, ranks=Ranks(rank=0, world_size=1, local_rank=0))
+    assert decided == dataclasses.replace(settings, activation_checkpointing=expected)
