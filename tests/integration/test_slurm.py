@@ -11,9 +11,9 @@ from tests.support.launching import ROOT, free_environment
 # Starts two tasks as srun does, with Slurm's variables, and hands SIGUSR1 on to them.
 SRUN = """#!/usr/bin/env python3
 import os, signal, subprocess, sys
-tasks = [
-    subprocess.Popen(sys.argv[1:], env={**os.environ, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}) for i in range(2)
-]
+def start(task):
+    return subprocess.Popen(sys.argv[1:], env={**os.environ, "SLURM_PROCID": task, "SLURM_LOCALID": task})
+tasks = [start("0"), start("1")]
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
 sys.exit(max(task.wait() for task in tasks))
 """
