@@ -122,9 +122,13 @@ def _generate(arguments: argparse.Namespace) -> None:
     speech = _speech_options(arguments)
     voice = load_voice(options)
     if arguments.manifest is not None:
-        count = arguments.count if arguments.count is not None else 10**9
         rows = speak_manifest(
-            arguments.manifest, arguments.out, voice=voice, speech=speech, count=count, cache_dir=arguments.cache_dir
+            arguments.manifest,
+            arguments.out,
+            voice=voice,
+            speech=speech,
+            count=arguments.count,
+            cache_dir=arguments.cache_dir,
         )
         stopped = sum(row["stopped_by"] == "eos" for row in rows)
         print(f"{arguments.out}: {len(rows)} WAV files, {stopped} ended by the model; measures in samples.jsonl")

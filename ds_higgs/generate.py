@@ -14,7 +14,7 @@ from ds_higgs.listening.voice import Voice
 from ds_higgs.model.generation import GeneratedCodes, Sampling, generate_codes, max_frames_for
 from ds_higgs.model.loading import resolve_base
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _load(
         codec=options.codec,
         audio_root=audio_root,
         device=options.device,
-        dtype=DTYPES[options.precision],
+        dtype=None if options.precision is None else DTYPES[options.precision],
     )
 
 
@@ -120,9 +120,9 @@ def build_prompt(text: str, *, voice: Voice, reference: Reference) -> Prompt:
 
 
 def speak_manifest(
-    manifest: Path, out: Path, *, voice: Voice, speech: SpeechOptions, count: int, cache_dir: Path | None = None
+    manifest: Path, out: Path, *, voice: Voice, speech: SpeechOptions, count: int | None, cache_dir: Path | None = None
 ) -> list[dict]:
-    """Speak up to `count` samples of a manifest, spread over it, to `out`/NNN.wav; measures go to samples.jsonl.
+    """Speak up to `count` samples of a manifest (None: all) to `out`/NNN.wav, their measures to samples.jsonl.
 
     Target and reference of each, as the codec gives them back, go to `out`/target and `out`/reference.
     """

@@ -46,10 +46,11 @@ class Spoken:
     row: dict[str, Any]
 
 
-def choose_prompts(dataset: HiggsDataset, collator: BatchCollator, *, count: int) -> list[FixedPrompt]:
-    """Up to `count` samples that have audio to learn, spread evenly over the data set; always the same."""
+def choose_prompts(dataset: HiggsDataset, collator: BatchCollator, *, count: int | None) -> list[FixedPrompt]:
+    """Up to `count` samples (None: all) that have audio to learn, spread evenly over the data set; always the same."""
     with_audio = [index for index in range(len(dataset)) if dataset.count_targets(index)[1] > 0]
-    places = np.unique(np.linspace(0, len(with_audio) - 1, min(count, len(with_audio))).round().astype(int))
+    count = len(with_audio) if count is None else min(count, len(with_audio))
+    places = np.unique(np.linspace(0, len(with_audio) - 1, count).round().astype(int))
     return [_build_prompt(dataset, collator, with_audio[place], number) for number, place in enumerate(places)]
 
 
