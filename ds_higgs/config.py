@@ -221,6 +221,7 @@ class LoggingConfig(Section):
     progress: bool = Field(True, description="Progress bar on rank 0.")
     tensorboard: bool = Field(True, description="TensorBoard events in OUTPUT_DIR/tensorboard.")
     wandb: str | None = Field(None, description="Weights & Biases project; needs the wandb package.")
+    comet: str | None = Field(None, description="Comet project; needs the comet_ml package.")
     csv: bool = Field(False, description="CSV files in OUTPUT_DIR/csv.")
 
 

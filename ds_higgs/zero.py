@@ -132,6 +132,8 @@ def _monitors(config: Config) -> dict[str, Any]:
         monitors["csv_monitor"] = {"enabled": True, "output_path": output_dir, "job_name": "csv"}
     if config.logging.wandb is not None:
         monitors["wandb"] = {"enabled": True, "project": config.logging.wandb}
+    if config.logging.comet is not None:
+        monitors["comet"] = {"enabled": True, "project": config.logging.comet}
     return monitors
 
 

@@ -89,6 +89,13 @@ def test_extra_may_not_overrule_a_zero_key_and_misspelt_ones_are_found():
         build_deepspeed_config(make_config(zero={"extra": {"wall_clock_breakdwn": True}}))
 
 
+def test_trackers_are_deepspeeds_monitors():
+    built = build_deepspeed_config(make_config(logging={"csv": True, "wandb": "voices", "comet": "voices"}))
+    assert built["tensorboard"] == {"enabled": True, "output_path": "out", "job_name": "tensorboard"}
+    assert built["csv_monitor"] == {"enabled": True, "output_path": "out", "job_name": "csv"}
+    assert built["wandb"] == built["comet"] == {"enabled": True, "project": "voices"}
+
+
 def test_merged_leaves_its_arguments_alone():
     base, extra = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merged(base, extra) == {"a": {"b": 1, "c": 2}}
