@@ -157,16 +157,16 @@ function samples() {
   }));
   return section("samples", "Samples",
     leftOut ? element("p", { class: "soft small" }, `${leftOut} samples have no player here, to keep the page small; they are in the runs' samples folders.`) : null,
-    element("div", { class: "stack" }, promptNumbers(runs).map((number) => promptCard(runs, number))),
+    element("div", { class: "stack" }, promptIds(runs).map((id) => promptCard(runs, id))),
     element("div", { class: "charts", style: "margin-top:12px" }, charts.filter(Boolean)));
 }
 
-function promptNumbers(runs) {
-  return [...new Set(runs.flatMap((run) => run.players.prompts.map((prompt) => prompt.number)))].sort((a, b) => a - b);
+function promptIds(runs) {
+  return [...new Set(runs.flatMap((run) => run.players.prompts.map((prompt) => prompt.sample_id)))];
 }
 
-function promptCard(runs, number) {
-  const found = runs.map((run) => [run, run.players.prompts.find((prompt) => prompt.number === number)]).filter(([, prompt]) => prompt);
+function promptCard(runs, id) {
+  const found = runs.map((run) => [run, run.players.prompts.find((prompt) => prompt.sample_id === id)]).filter(([, prompt]) => prompt);
   const first = found[0][1];
   return element("article", { class: "card" },
     element("div", { class: "soft small" }, [first.sample_id, first.speaker].filter(Boolean).join(" · ")),
@@ -216,7 +216,7 @@ function dataCard(run, data, title) {
 function bars(rows) {
   const most = Math.max(...rows.map(([, count]) => count));
   return element("div", { class: "bars" }, rows.map(([label, count]) => element("div", { class: "bar" },
-    element("span", {}, label), element("i", { style: `width:${(100 * count) / most}%` }), element("span", {}, count.toLocaleString("en")))));
+    element("span", {}, label), element("i", { style: `width:${(100 * count) / most}%`, class: count ? null : "none" }), element("span", {}, count.toLocaleString("en")))));
 }
 
 function trouble() {
@@ -227,7 +227,7 @@ function troubleCard(run, index) {
   const { num_rejected, rejected, resumes, skipped_steps, save_errors, non_finite, failure } = run.trouble;
   const items = [
     failure ? element("li", { class: "bad" }, `The run failed: ${failure}`) : null,
-    num_rejected ? element("li", {}, `${num_rejected} samples were left out`,
+    num_rejected ? element("li", {}, `${num_rejected} ${num_rejected === 1 ? "sample was" : "samples were"} left out`,
       element("ul", { class: "small" }, rejected.map((row) => element("li", {}, `${row.sample}: ${row.reasons.join("; ")}`)),
         num_rejected > rejected.length ? element("li", {}, `and ${num_rejected - rejected.length} more, in rejected.jsonl`) : null)) : null,
     resumes.length ? element("li", {}, `Resumed ${resumes.length === 1 ? "once" : `${resumes.length} times`}, at step ${resumes.join(", ")}`) : null,
