@@ -175,7 +175,8 @@ def batch_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
 
 def stage_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
     for stage in (0, 1, 2, 3):
-        yield [{**best, "zero.stage": stage}]
+        if stage != best.get("zero.stage", tuner.config.zero.stage):
+            yield [{**best, "zero.stage": stage}]
 
 
 def overlap_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
@@ -184,7 +185,8 @@ def overlap_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
 
 def bucket_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
     for size in BUCKET_SIZES:
-        yield [{**best, "zero.reduce_bucket_size": size, "zero.allgather_bucket_size": size}]
+        if size != tuner.config.zero.reduce_bucket_size:
+            yield [{**best, "zero.reduce_bucket_size": size, "zero.allgather_bucket_size": size}]
 
 
 def offload_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:

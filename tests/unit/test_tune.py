@@ -81,6 +81,13 @@ def test_recomputing_is_tried_only_where_memory_runs_out(tmp_path: Path):
     assert len(recomputing) == 1
 
 
+def test_nothing_is_tried_twice(tmp_path: Path):
+    machine = Machine()
+    make_tuner(tmp_path, machine).search()
+    tried = [config.model_dump_json(exclude={"run"}) for config in machine.tried]
+    assert len(set(tried)) == len(tried)
+
+
 def test_trials_are_short_and_touch_nothing_of_the_run(tmp_path: Path):
     config = make_tuner(tmp_path, Machine()).trial_config({"zero.stage": 3})
     assert config.run.max_steps == 3 + 2
