@@ -81,6 +81,21 @@ def test_collating_a_sample_twice_gives_the_same_batch(mixed_dataset, make_rules
     assert int((second.labels.audio != IGNORE_INDEX).sum()) > 0
 
 
+@pytest.mark.parametrize("writes_into_labels", [False, True])
+def test_samples_are_left_as_they_are_even_by_a_collator_that_writes_into_them(
+    mixed_dataset, make_rules, writes_into_labels
+):
+    collator = BatchCollator(make_rules().layout)
+    if writes_into_labels:
+        collator._collate.mask_audio_out_token_label = True
+    sample = mixed_dataset[0]
+    before = sample.label_ids.clone()
+    batch = collator([sample], ["a"])
+    assert torch.equal(sample.label_ids, before)
+    if not writes_into_labels:
+        assert torch.equal(batch.labels.text[0, : len(before)], before)
+
+
 def test_reference_turns_before_start_index_are_not_learned(mixed_dataset, make_rules):
     masked = len(mixed_dataset) - 1
     sample = mixed_dataset[masked]

@@ -57,6 +57,22 @@ def codes_of(dataset):
     return [dataset[index].audio_ids_concat for index in range(len(dataset))]
 
 
+def test_two_processes_at_once_encode_each_clip_once(manifest, make_rules, tmp_path):
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("fork")
+    arguments = (manifest, make_rules(), tmp_path / "cache", log)
+    processes = [context.Process(target=prepare, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    encoded = [clip for _, clips in calls for clip in clips]
+    assert len(encoded) == len(set(encoded)) == CLIPS
+    assert len({process for process, _ in calls}) == 2, "one process did all the work"
+
+
 def test_killed_preparations_end_in_the_codes_of_a_clean_one(manifest, make_rules, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "UNIT_CLIPS", UNIT_CLIPS)
     rules, cache_dir, log = make_rules(), tmp_path / "cache", tmp_path / "log"
