@@ -39,6 +39,7 @@ class Bench:
     base: Path
     chance: random.Random
     counts: argparse.Namespace
+    part_started: float = 0.0
     _undisturbed: tuple | None = None
 
     @property
@@ -48,15 +49,19 @@ class Bench:
             self._undisturbed = scenarios.run_to_the_end(config)
         return self._undisturbed
 
+    def has_time(self) -> bool:
+        """Whether a part may hit once more: `--minutes` ends it early, and the report then says how far it came."""
+        return time.monotonic() - self.part_started < 60 * self.counts.minutes
+
     def config(self, name: str) -> Path:
         return write_config(self.folder / name, self.base, run=STEPS)
 
 
 def kills(bench: Bench) -> list[str]:
     """SIGKILL of the whole job at random moments, half of them or more in a save; then on to the end."""
-    config, hits = bench.config("kills"), []
-    reference = bench.undisturbed
-    while len(hits) < bench.counts.kills or sum(hit.in_save for hit in hits) < bench.counts.kills / 2:
+    config, reference, hits = bench.config("kills"), bench.undisturbed, []
+    wanted = bench.counts.kills
+    while (len(hits) < wanted or sum(hit.in_save for hit in hits) < wanted / 2) and bench.has_time():
         moment = bench.chance.choice(["start", "step", "save", "save", "save", "save"])
         hits += scenarios.kill_everything(config, [moment], bench.chance)
         print(f"{len(hits):3} {hits[-1]}", flush=True)
@@ -73,10 +78,17 @@ def signals(bench: Bench) -> list[str]:
     config, reference = bench.config("signals"), bench.undisturbed
     targets = list(islice(cycle(["rank", "deepspeed", "launch"]), bench.counts.signals))
     blows = [(number, target) for target in targets for number in (signal.SIGTERM, signal.SIGUSR1)]
-    hits = scenarios.send_signals(config, blows, bench.chance)
+    hits = []
+    for blow in blows:
+        if bench.has_time():
+            hits += scenarios.send_signals(config, [blow], bench.chance)
+            print(f"{len(hits):3} {hits[-1]}", flush=True)
     scenarios.same(scenarios.run_to_the_end(config), reference)
     slowest = max(hit.seconds for hit in hits)
-    return [f"{len(hits)} signals, slowest end {slowest:.1f} s; then as undisturbed, bit for bit", *map(str, hits)]
+    return [
+        f"{len(hits)} signals of {len(blows)}, slowest end {slowest:.1f} s; then as undisturbed, bit for bit",
+        *map(str, hits),
+    ]
 
 
 def failures(bench: Bench) -> list[str]:
@@ -219,6 +231,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--signals", type=int, default=10, help="of each of SIGTERM and SIGUSR1")
     parser.add_argument("--failures", type=int, default=5, help="of each of: killed, raising")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="at most for the blows of the parts kills and signals"
+    )
     parser.add_argument("--seed", type=int, default=0)
     counts = parser.parse_args()
     results: dict[str, tuple[float, list[str]]] = {}
@@ -228,9 +243,9 @@ def main() -> None:
         write_tiny_base(base)
         bench = Bench(Path(folder), base, random.Random(counts.seed), counts)
         for name in counts.only:
-            started = time.monotonic()
+            bench.part_started = time.monotonic()
             rows = PARTS[name](bench)
-            results[name] = (time.monotonic() - started, rows)
+            results[name] = (time.monotonic() - bench.part_started, rows)
             write_report(counts.report, command, results)
             print(f"{name}: {results[name][0]:.0f} s: {rows[0]}", flush=True)
 
