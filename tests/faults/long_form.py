@@ -231,9 +231,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--signals", type=int, default=10, help="of each of SIGTERM and SIGUSR1")
     parser.add_argument("--failures", type=int, default=5, help="of each of: killed, raising")
-    parser.add_argument(
-        "--minutes", type=float, default=60, help="at most for the blows of the parts kills and signals"
-    )
+    parser.add_argument("--minutes", type=float, default=60, help="at most for the blows of kills and of signals")
     parser.add_argument("--seed", type=int, default=0)
     counts = parser.parse_args()
     results: dict[str, tuple[float, list[str]]] = {}
