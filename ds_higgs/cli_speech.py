@@ -41,10 +41,9 @@ def add_commands(add_command: AddCommand) -> None:
     generate.add_argument("--reference-text", metavar="TEXT", help="what is said in it")
     generate.add_argument(
         "--reference-turn",
-        choices=("user", "assistant"),
-        default="user",
-        help="where the reference stands: in the request, as in examples/voice_cloning, or in an assistant turn "
-        "before it, as in boson's own examples; take what the adapter was trained with (user)",
+        choices=("user", "assistant", "boson"),
+        help="where the reference stands: in the request, as in examples/voice_cloning; in an assistant turn before "
+        "it, as data.reference_turn: assistant trains it; or as in boson's own examples (as the run was trained)",
     )
     _add_speech_flags(generate, count="with --manifest: speak at most so many samples, spread over it (all)")
 
@@ -118,6 +117,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         codec=arguments.codec,
         device=arguments.device,
         precision=arguments.precision,
+        reference_turn={None: None, "assistant": "assistant"}.get(arguments.reference_turn, "as_is"),
     )
     speech = _speech_options(arguments)
     voice = load_voice(options)

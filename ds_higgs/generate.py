@@ -1,12 +1,15 @@
 """Speaks a text, or a whole manifest, with a base checkpoint and an adapter, to WAV files."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ds_higgs.data.prompts import Prompt, build_voice_prompt, collate_prompt
+from ds_higgs.data.rules import ReferenceTurn
 from ds_higgs.errors import UserError
 from ds_higgs.export import open_adapter
 from ds_higgs.listening.samples import Speaker, choose_prompts, save_wav, speak_all
@@ -24,6 +27,7 @@ class VoiceOptions:
     base: folder or hub id; None: the one that the adapter names.
     base_of: instead of `base`: the base that this adapter names, without the adapter.
     step: of a run, for `adapter` and `base_of`.
+    reference_turn: `data.reference_turn`; None: that of the run that the adapter comes from, else as_is.
     """
 
     base: str | None = None
@@ -34,6 +38,7 @@ class VoiceOptions:
     codec: str | None = None
     device: str | None = None
     precision: str | None = None
+    reference_turn: ReferenceTurn | None = None
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,15 @@ class SpeechOptions:
 
 @dataclass(frozen=True)
 class Reference:
-    """The voice to speak in. turn: see `build_voice_prompt`."""
+    """The voice to speak in. turn: see `build_voice_prompt`; None: as the adapter was trained, as far as is known."""
 
     audio: Path | None = None
     text: str | None = None
-    turn: str = "user"
+    turn: str | None = None
 
 
-def load_voice(options: VoiceOptions, *, audio_root: Path | None = None) -> Voice:
-    """Load the model that `options` names.
+def load_voice(options: VoiceOptions) -> Voice:
+    """Load the model that `options` names; manifests are read as in the run that its adapter comes from.
 
     Raises:
         UserError: for what is missing or does not fit.
@@ -64,20 +69,23 @@ def load_voice(options: VoiceOptions, *, audio_root: Path | None = None) -> Voic
     if source is None:
         if options.base is None:
             raise UserError("no model: expected --base, or --adapter with an adapter that names its base")
-        return _load(options, options.base, options.revision, None, audio_root)
+        return _load(options, options.base, options.revision, None, {})
     with open_adapter(source, step=options.step, base=options.base) as opened:
         folder = opened.folder if options.adapter else None
-        return _load(options, opened.base, options.revision or opened.revision, folder, audio_root)
+        data = opened.run.config.get("data", {}) if opened.run else {}
+        return _load(options, opened.base, options.revision or opened.revision, folder, data)
 
 
 def _load(
-    options: VoiceOptions, base: str, revision: str | None, adapter: Path | None, audio_root: Path | None
+    options: VoiceOptions, base: str, revision: str | None, adapter: Path | None, data: Mapping[str, Any]
 ) -> Voice:
+    audio_root = data.get("audio_root")
     return Voice.load(
         resolve_base(base, revision),
         adapter,
-        codec=options.codec,
-        audio_root=audio_root,
+        codec=options.codec or data.get("codec"),
+        audio_root=None if audio_root is None else Path(audio_root),
+        reference_turn=options.reference_turn or data.get("reference_turn", "as_is"),
         device=options.device,
         dtype=None if options.precision is None else DTYPES[options.precision],
     )
@@ -109,11 +117,14 @@ def build_prompt(text: str, *, voice: Voice, reference: Reference) -> Prompt:
     """The prompt for `text`, as a training sample of the same layout begins."""
     if not text.strip():
         raise UserError("the text to speak is empty")
+    turn = reference.turn or ("assistant" if voice.rules.reference_turn == "assistant" else "user")
+    if reference.audio is not None and turn != "user" and not reference.text:
+        raise UserError(f"--reference-text is missing: with --reference-turn {turn} it is the message before the audio")
     return build_voice_prompt(
         text,
         reference_text=reference.text,
         reference_codes=None if reference.audio is None else voice.encode(reference.audio),
-        reference_turn=reference.turn,
+        reference_turn=turn,
         tokenizer=voice.rules.tokenizer,
         layout=voice.rules.layout,
     )

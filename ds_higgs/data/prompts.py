@@ -12,6 +12,7 @@ from ds_higgs.batch import IGNORE_INDEX, ModelInputs
 from ds_higgs.data.chatml import tokenize
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.layout import AudioLayout
+from ds_higgs.data.references import move_references
 
 SYSTEM_PROMPT = "You are a helpful assistant capable of generating speech in the voice of the provided reference audio."
 REQUEST = "Please generate speech for: {text}"
@@ -75,8 +76,9 @@ def build_voice_prompt(
 
     Args:
         reference_codes: [codebooks, frames].
-        reference_turn: "user": reference and request in one user message, as in examples/voice_cloning;
-            "assistant": the reference as an earlier assistant turn, as in boson's own examples.
+        reference_turn: "user": reference and request in one user message, as in examples/voice_cloning; "assistant":
+            the same as `data.reference_turn: assistant` trains it; "boson": as in boson's own examples, the
+            reference as an earlier assistant turn, the request the bare text, the answer audio alone.
     """
     messages = _voice_messages(text, reference_text, reference_codes is not None, reference_turn, system_prompt)
     tokenized = tokenize(ChatMLSample(messages=messages), tokenizer, layout)
@@ -103,16 +105,16 @@ def _voice_messages(
     text: str, reference_text: str | None, has_reference: bool, reference_turn: str, system_prompt: str
 ) -> list[Message]:
     audio = AudioContent(audio_url="placeholder")
-    reference: list[Any] = [TextContent(reference_text)] if reference_text else []
-    messages = [Message("system", system_prompt)]
-    if reference_turn == "assistant":
-        if has_reference:
-            messages += [Message("user", reference), Message("assistant", [audio])]
-        return [*messages, Message("user", text), Message("assistant", [audio])]
+    system = Message("system", [TextContent(system_prompt)])
+    heard: list[Any] = [TextContent(reference_text)] if reference_text else []
+    if reference_turn == "boson":
+        before = [Message("user", heard), Message("assistant", [audio])] if has_reference else []
+        return [system, *before, Message("user", [TextContent(text)]), Message("assistant", [audio])]
     if has_reference:
-        reference.append(audio)
-    request = TextContent(REQUEST.format(text=text))
-    return [*messages, Message("user", [*reference, request]), Message("assistant", [TextContent(text), audio])]
+        heard.append(audio)
+    user = Message("user", [*heard, TextContent(REQUEST.format(text=text))])
+    sample = ChatMLSample(messages=[system, user, Message("assistant", [TextContent(text), audio])])
+    return move_references(sample).messages if reference_turn == "assistant" else sample.messages
 
 
 def spoken_text(entry: dict[str, Any]) -> str:

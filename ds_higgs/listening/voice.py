@@ -12,7 +12,7 @@ from ds_higgs.data.codec import AudioCodec, find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.problems import BadSampleError
-from ds_higgs.data.rules import SampleRules, build_rules
+from ds_higgs.data.rules import ReferenceTurn, SampleRules, build_rules
 from ds_higgs.errors import UserError
 from ds_higgs.model.loading import HiggsAudioModel, load_model, load_tokenizer, read_model_config
 from ds_higgs.model.lora import unwrap
@@ -36,6 +36,7 @@ class Voice:
         *,
         codec: str | None = None,
         audio_root: Path | None = None,
+        reference_turn: ReferenceTurn = "as_is",
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "Voice":
@@ -43,6 +44,7 @@ class Voice:
 
         Args:
             codec: folder or hub id; None: the base's own, else the released audio tokenizer.
+            audio_root, reference_turn: of manifests that will be read, as in training.
             device, dtype: None: the GPU in bf16 where there is one, else the CPU in fp32.
 
         Raises:
@@ -55,6 +57,7 @@ class Voice:
             model_config=read_model_config(base),
             codec=find_codec(codec, base),
             audio_root=audio_root,
+            reference_turn=reference_turn,
         )
         if rules.layout.whisper:
             raise UserError(f"{base}: speaking with a base checkpoint that has a Whisper tower is not supported")

@@ -1,5 +1,6 @@
 """Prompts are the beginnings of training samples, token by token and code by code."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,18 @@ def test_a_sample_without_audio_to_learn_has_no_prompt(dataset: HiggsDataset, ru
     assert cut_prompt(sample, rules.layout) is None
 
 
-def test_a_text_with_a_reference_is_prompted_as_the_example_is_trained(dataset: HiggsDataset, rules: SampleRules):
+@pytest.mark.parametrize(("trained_as", "reference_turn"), [("as_is", "user"), ("assistant", "assistant")])
+def test_a_text_with_a_reference_is_prompted_as_the_example_is_trained(
+    rules: SampleRules, example_dir: Path, tmp_path: Path, trained_as, reference_turn: str
+):
+    rules = replace(rules, reference_turn=trained_as)
+    dataset = build_dataset(example_dir / "val.json", rules=rules, cache_dir=tmp_path)
     trained = cut_prompt(dataset[0], rules.layout)
     built = build_voice_prompt(
         "We walked along the river until dusk.",
         reference_text="Nobody heard the second bell ring.",
         reference_codes=dataset[0].get_audio_codes(0),
-        reference_turn="user",
+        reference_turn=reference_turn,
         tokenizer=rules.tokenizer,
         layout=rules.layout,
     )
@@ -73,24 +79,27 @@ def test_a_text_with_a_reference_is_prompted_as_the_example_is_trained(dataset: 
     assert torch.equal(built.sample.audio_ids_start, trained.sample.audio_ids_start)
 
 
-def test_a_reference_as_an_assistant_turn(dataset: HiggsDataset, rules: SampleRules):
+@pytest.mark.parametrize(
+    ("reference_turn", "request_and_answer"),
+    [
+        ("assistant", ["Please generate speech for: Say this.<|eot_id|>", "Say this.<|audio_out_bos|>"]),
+        ("boson", ["Say this.<|eot_id|>", "<|audio_out_bos|>"]),
+    ],
+)
+def test_a_reference_in_an_assistant_turn(dataset, rules, reference_turn: str, request_and_answer: list[str]):
     codes = dataset[0].get_audio_codes(0)
     prompt = build_voice_prompt(
         "Say this.",
         reference_text="Heard that.",
         reference_codes=codes,
-        reference_turn="assistant",
+        reference_turn=reference_turn,
         tokenizer=rules.tokenizer,
         layout=rules.layout,
     )
     text = rules.tokenizer.decode(prompt.sample.input_ids)
     turns = [turn.split("<|end_header_id|>\n\n")[1] for turn in text.split("<|start_header_id|>")[1:]]
-    assert turns[1:] == [
-        "Heard that.<|eot_id|>",
-        "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>",
-        "Say this.<|eot_id|>",
-        "<|audio_out_bos|>",
-    ]
+    heard = ["Heard that.<|eot_id|>", "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"]
+    assert turns[1:] == heard + request_and_answer
     inputs = collate_prompt(prompt, BatchCollator(rules.layout))
     assert inputs["audio_out_ids"].shape[1] == codes.shape[1] + 9
     assert torch.equal(prompt.reference_codes, codes)
