@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from ds_higgs.checkpoint import collective
+import ds_higgs.checkpoint.collective as collective
 from ds_higgs.checkpoint.folders import checkpoints_folder, clean_up, list_checkpoints, set_all_aside
 from ds_higgs.checkpoint.marker import MarkerError, find_damage, read_marker
 from ds_higgs.errors import UserError

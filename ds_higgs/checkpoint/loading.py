@@ -9,7 +9,7 @@ import safetensors
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from ds_higgs.checkpoint import collective
+import ds_higgs.checkpoint.collective as collective
 from ds_higgs.checkpoint.finding import verify_checkpoint
 from ds_higgs.checkpoint.marker import Marker, read_marker
 from ds_higgs.checkpoint.resharding import resharded_reads

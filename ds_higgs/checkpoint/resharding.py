@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-from ds_higgs.checkpoint import collective
+import ds_higgs.checkpoint.collective as collective
 
 MASTER = "fp32"  # the key of the fp32 master weights beside the optimizer's own exp_avg and exp_avg_sq
 

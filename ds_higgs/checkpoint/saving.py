@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ds_higgs.checkpoint import collective
+import ds_higgs.checkpoint.collective as collective
 from ds_higgs.checkpoint.folders import begin_partial, checkpoints_folder, publish, retain
 from ds_higgs.checkpoint.marker import MARKER_NAME, FileRecord, Marker, encode_marker
 from ds_higgs.checkpoint.trainable import engine_precision, list_trainable

@@ -91,3 +91,10 @@ def test_every_flag_that_is_typed_is_known():
         if "train" in words or words[:1] == ["bash"]:
             flags = words[next((i for i, word in enumerate(words) if word.startswith("--train")), len(words)) :]
             assert parse_overrides(flags) or not flags, command
+
+
+def test_scripts_and_pages_that_are_named_exist():
+    for path in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"(launch/[\w.]+)", README):
+        assert (ROOT / path).exists(), path
