@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import sys
@@ -96,6 +97,7 @@ def describe_run(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "versions": versions,
+        "load_average": os.getloadavg()[0],  # of one minute: more than the cores means that others worked here too
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
