@@ -138,18 +138,6 @@ def build_engine(
     return engine
 
 
-def keep_configured_schedule(engine: DeepSpeedEngine, *, learning_rate: float) -> None:
-    """After loading a checkpoint: stay at its place in the schedule, with the configured peak rather than its own."""
-    scheduler: LambdaLR = engine.lr_scheduler
-    scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
-    rates: list[float | torch.Tensor] = [
-        learning_rate * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas
-    ]
-    for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    scheduler._last_lr = rates
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators, the CUDA ones included."""
     random.seed(seed)

@@ -7,7 +7,6 @@ and ends the process when a failure is announced.
 
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -100,15 +99,16 @@ class _Watcher:
         self.thread = threading.Thread(target=self._run, name="failure-watch", daemon=True)
         self._stopped = threading.Event()
         self._store = _open_store()
-        self._store.set(f"process/{watch.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+        self._store.set(f"process/{watch.rank}", json.dumps([_process_space(), os.getpid()]))
         self._processes = [json.loads(self._store.get(f"process/{rank}")) for rank in range(watch.world_size)]
         self._neighbour = (watch.rank + 1) % watch.world_size
         self._neighbours_beat = (b"", time.monotonic())
 
     def finish(self) -> None:
-        """This rank is through: nobody need miss its beat."""
-        with suppress(RuntimeError):  # whoever held the store was through earlier
+        """This rank is through. It waits for the others, so that none of them finds it gone."""
+        with suppress(RuntimeError):  # whoever holds the store may leave a moment earlier
             self._store.set(f"finished/{self.watch.rank}", "")
+            self._store.wait([f"finished/{rank}" for rank in range(self.watch.world_size)])
         self.stop()
 
     def stop(self) -> None:
@@ -162,8 +162,9 @@ class _Watcher:
 
     def _find_dead_process(self) -> int | None:
         """The first rank of this machine whose process is gone."""
-        for rank, (host, process) in enumerate(self._processes):
-            if rank != self.watch.rank and host == socket.gethostname() and _is_dead(process):
+        here = _process_space()
+        for rank, (space, process) in enumerate(self._processes):
+            if rank != self.watch.rank and space == here and _is_dead(process):
                 return rank
         return None
 
@@ -239,6 +240,11 @@ def _is_communication_error(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(name in text for name in ("gloo", "nccl", "connection closed"))
+
+
+def _process_space() -> str:
+    """Where a process id means the same process: this boot of this machine, and this container on it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
 
 
 def _is_dead(process: int) -> bool:

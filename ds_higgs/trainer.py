@@ -33,7 +33,6 @@ from ds_higgs.engine import (
     build_lora_model,
     choose_memory_settings,
     decide_checkpointing,
-    keep_configured_schedule,
     log_parameters,
 )
 from ds_higgs.evaluate import evaluate
@@ -320,7 +319,6 @@ class Trainer:
         self.position = Position(**state["position"])
         self.best.load_state_dict(state["best"])
         self.train_loader.load_state_dict(state["loader"])
-        keep_configured_schedule(self.engine, learning_rate=self.config.optim.learning_rate)
         if random_state is None:
             reseed(self.config.run.seed, step=self.position.step, rank=self.ranks.rank)
         else:
