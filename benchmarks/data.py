@@ -5,6 +5,7 @@ python benchmarks/data.py [--device cuda] [--only encode read padding planning]
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -100,6 +101,8 @@ def random_dataset(base: Path, *, samples: int, seconds: float) -> HiggsDataset:
 def read_rows(base: Path, *, samples: int, seconds: float, workers: tuple[int, ...]) -> list[dict]:
     """Samples in a second from the cache to collated batches, the start of the workers included."""
     dataset = random_dataset(base, samples=samples, seconds=seconds)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what each worker has, and each rank under torchrun
     rows = []
     for number in workers:
         loader = StepLoader(dataset, BatchCollator(dataset.layout), batch_size=8, num_workers=number)
@@ -109,6 +112,7 @@ def read_rows(base: Path, *, samples: int, seconds: float, workers: tuple[int, .
         assert count == samples
         rows.append({"workers": number, "samples": samples, "target_s": seconds, "batch_size": 8, "took_s": took,
                      "samples_per_second": count / took})  # fmt: skip
+    torch.set_num_threads(threads)
     return rows
 
 
@@ -180,7 +184,8 @@ def main() -> None:
                 results[name] = benchmark()
                 print(f"\n{name}")
                 print_table(results[name])
-    write_json(arguments.output, {"run": describe_run(device), **results})
+    run = describe_run(device) | {"load_average": os.getloadavg()}  # of the whole machine: others may be at work on it
+    write_json(arguments.output, {"run": run, **results})
 
 
 if __name__ == "__main__":
