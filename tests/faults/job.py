@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,16 +123,22 @@ class Job:
                 self.kill()
                 raise TimeoutError(self.output[-4000:])
             time.sleep(poll_s)
-        self.processes()
         return True
 
     def wait_for_steps(self, count: int) -> bool:
         """Until this launch has made `count` steps."""
-        return self.wait_until(lambda: last_step(self.run_dir) >= self.first_step + count, poll_s=0.02)
+        reached = self.wait_until(lambda: last_step(self.run_dir) >= self.first_step + count, poll_s=0.02)
+        self.processes()  # known while they are still related
+        return reached
 
     def wait_for_save(self) -> bool:
         """Until a save is being written."""
-        return self.wait_until(lambda: any((self.run_dir / "checkpoints").glob(".partial-*")))
+        return self.wait_until(self.is_saving)
+
+    def is_saving(self) -> bool:
+        """Whether this launch has an unfinished checkpoint: earlier ones are gone before its first new step."""
+        unfinished = any((self.run_dir / "checkpoints").glob(".partial-*"))
+        return unfinished and last_step(self.run_dir) > self.first_step
 
     def wait_until_gone(self, timeout_s: float) -> float:
         """Seconds until no process of the job was left.
@@ -149,6 +157,8 @@ class Job:
 
     def kill(self) -> None:
         """SIGKILL for every process at once, as when a machine goes away."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.launcher.pid, signal.SIGKILL)  # the session's one process group
         for process in self.processes():
             try:
                 process.send_signal(signal.SIGKILL)

@@ -53,8 +53,8 @@ def kill_everything(config: Path, moments: Iterable[str], chance: random.Random)
         assert _wait_for(job, moment, chance), f"the run ended before it could be hit:\n{job.output[-4000:]}"
         started = time.monotonic()
         job.kill()
-        in_save = any((job.run_dir / "checkpoints").glob(".partial-*"))
-        hits.append(Hit(f"SIGKILL to all, at a {moment}", last_step(job.run_dir), in_save, time.monotonic() - started))
+        hit = Hit(f"SIGKILL to all, at a {moment}", last_step(job.run_dir), job.is_saving(), time.monotonic() - started)
+        hits.append(hit)
     return hits
 
 
@@ -70,7 +70,7 @@ def _wait_for(job: Job, moment: str, chance: random.Random) -> bool:
         return reached and job.launcher.poll() is None
     assert moment == "save", moment
     reached = job.wait_for_save()
-    time.sleep(chance.uniform(0, 0.1))
+    time.sleep(chance.uniform(0, 0.04))
     return reached
 
 
