@@ -4,17 +4,18 @@ Both streams are next-token: position t predicts t + 1, and neither logits nor l
 ranks and accumulation steps are divided by the counts of the whole global batch in one place, `loss_scales`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ds_higgs.batch import IGNORE_INDEX, Batch
 
-# Rows of fp32 text logits alive at once: 1,024 x 128,256 x 4 bytes = 0.5 GB.
-TEXT_CHUNK_ROWS = 1024
+# Rows of fp32 text logits alive at once: 128 x 128,256 x 4 bytes = 66 MB.
+TEXT_CHUNK_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -111,27 +112,56 @@ def true_indices(mask: torch.Tensor, count: int) -> torch.Tensor:
 def text_loss_sum(
     hidden_rows: torch.Tensor,
     labels: torch.Tensor,
-    head: Callable[[torch.Tensor], torch.Tensor],
+    head: nn.Module,
     *,
     chunk_rows: int = TEXT_CHUNK_ROWS,
 ) -> torch.Tensor:
     """Sum of the cross-entropy of `head(hidden_rows)` with `labels`, in fp32: [] fp32.
 
-    At most `chunk_rows` rows of logits exist at a time: with more, each chunk's are made again in the backward pass.
+    At most `chunk_rows` rows of logits exist at a time. A frozen head gives its gradient along with the loss, so that
+    nothing of it is kept or computed twice; one that learns is recomputed in the backward pass, chunk by chunk.
 
     Args:
         hidden_rows: [rows, hidden], the final hidden states that predict a text target.
         labels: [rows] int64, no IGNORE_INDEX.
     """
-
-    def chunk_sum(rows: torch.Tensor, row_labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(head(rows).float(), row_labels, reduction="sum")
-
-    if hidden_rows.shape[0] <= chunk_rows:
-        return chunk_sum(hidden_rows, labels)
-    chunks = zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True)
-    sums = [checkpoint(chunk_sum, rows, row_labels, use_reentrant=False) for rows, row_labels in chunks]
+    if _is_frozen(head) and hidden_rows.requires_grad and hidden_rows.shape[0] > 0:
+        return _FrozenHeadLoss.apply(hidden_rows, labels, head, chunk_rows)
+    chunks = list(zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True))
+    if len(chunks) == 1:
+        return _cross_entropy_sum(head, *chunks[0])
+    sums = [checkpoint(_cross_entropy_sum, head, rows, targets, use_reentrant=False) for rows, targets in chunks]
     return torch.stack(sums).sum()
+
+
+def _is_frozen(head: nn.Module) -> bool:
+    """Whether no weight of the head learns, and none is split by ZeRO-3, whose hooks expect one backward pass."""
+    return not any(weight.requires_grad or hasattr(weight, "ds_id") for weight in head.parameters())
+
+
+def _cross_entropy_sum(head: nn.Module, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(rows).float(), labels, reduction="sum")
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """The loss sum of a head without trainable weights; its gradient by the rows is made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden_rows, labels, head, chunk_rows):
+        sums, gradients = [], []
+        for rows, targets in zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True):
+            with torch.enable_grad():
+                leaf = rows.detach().requires_grad_()
+                chunk_sum = _cross_entropy_sum(head, leaf, targets)
+            gradients.append(torch.autograd.grad(chunk_sum, leaf)[0])
+            sums.append(chunk_sum.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.stack(sums).sum()
+
+    @staticmethod
+    def backward(ctx, grad_sum):
+        (gradients,) = ctx.saved_tensors
+        return (gradients * grad_sum).to(gradients.dtype), None, None, None
 
 
 def audio_loss_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -160,13 +160,18 @@ def _ends_bytes(model: ModelShape, batch: BatchShape, policy: Policy) -> int:
 
 
 def _head_bytes(model: ModelShape, batch: BatchShape, policy: Policy) -> int:
-    """Logits and what cross-entropy makes of them. The audio head goes backward first, the text's log-softmax waits."""
+    """Logits and what cross-entropy makes of them, of the larger of the two heads.
+
+    The text head's gradient is made chunk by chunk in the forward pass, and only the rows' gradients wait; with full
+    logits the text's log-softmax waits while the audio head goes backward.
+    """
+    audio = batch.audio_rows * model.audio_vocab
     if policy.supervised_heads:
-        text_rows, whole_text = min(batch.text_rows, TEXT_CHUNK_ROWS), batch.text_rows <= TEXT_CHUNK_ROWS
+        text = min(batch.text_rows, TEXT_CHUNK_ROWS) * model.text_vocab
+        waiting = batch.text_rows * model.hidden * policy.element_bytes
     else:
-        text_rows, whole_text = batch.num_samples * batch.longest, True
-    text, audio = text_rows * model.text_vocab, batch.audio_rows * model.audio_vocab
-    waiting = text * FP32 if whole_text else 0
+        text = batch.num_samples * batch.longest * model.text_vocab
+        waiting = text * FP32
     return max(3 * FP32 * audio + waiting, 3 * FP32 * text)
 
 

@@ -124,19 +124,44 @@ def test_nothing_supervised_gives_zero_sums_with_a_gradient_path():
     assert torch.isfinite(scales).all()
 
 
+@pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("rows", [1, 5, 6, 13])
-def test_text_sum_in_chunks_equals_one_call_and_its_gradients(rows):
+def test_text_sum_in_chunks_equals_one_call_and_its_gradients(rows, frozen):
     generator = torch.Generator().manual_seed(rows)
-    head = torch.nn.Linear(7, 47, bias=False)
+    head = torch.nn.Linear(7, 47, bias=False).requires_grad_(not frozen)
     hidden = torch.randn(rows, 7, generator=generator, requires_grad=True)
     labels = torch.randint(0, 47, (rows,), generator=generator)
+    inputs = [hidden] if frozen else [hidden, head.weight]
     plain = F.cross_entropy(head(hidden), labels, reduction="sum")
-    expected = torch.autograd.grad(plain, [hidden, head.weight])
+    expected = torch.autograd.grad(3 * plain, inputs)
 
     chunked = text_loss_sum(hidden, labels, head, chunk_rows=5)
 
     torch.testing.assert_close(chunked, plain)
-    torch.testing.assert_close(torch.autograd.grad(chunked, [hidden, head.weight]), expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * chunked, inputs), expected)
+
+
+def test_a_frozen_head_is_run_once_and_keeps_no_logits():
+    rows, vocab = 40, 1000
+    head = torch.nn.Linear(7, vocab, bias=False).requires_grad_(False)
+    hidden = torch.randn(rows, 7, requires_grad=True)
+    sizes, kept = [], []
+    head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[0]))
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        loss = text_loss_sum(hidden, torch.zeros(rows).long(), head, chunk_rows=16)
+    at_return = loss.grad_fn.saved_tensors
+    loss.backward()
+    assert sizes == [16, 16, 8]
+    assert [tensor.shape for tensor in at_return] == [(rows, 7)]
+    assert max(kept) <= 16 * vocab
+
+
+def test_without_gradients_the_sum_is_the_same():
+    head = torch.nn.Linear(7, 47, bias=False)
+    hidden, labels = torch.randn(13, 7), torch.arange(13)
+    with torch.no_grad():
+        chunked = text_loss_sum(hidden, labels, head, chunk_rows=5)
+    torch.testing.assert_close(chunked, F.cross_entropy(head(hidden), labels, reduction="sum").detach())
 
 
 def test_losses_are_in_fp32_for_bf16_logits():
