@@ -47,7 +47,7 @@ def on_the_example(tiny_base, tmp_path):
 
 def test_training_on_one_gpu(on_the_example, tmp_path):
     command = on_the_example(command_starting("bash launch/train_1gpu.sh"))
-    done = launching.run([*command, "--run.max_steps", "1"])
+    done = launching.run([*command, "--run.max_steps", "1"], env={"MASTER_PORT": launching.free_port()})
     assert done.returncode == 0, done.stdout[-4000:]
     assert (tmp_path / "out" / "adapters" / "final" / "adapter_model.safetensors").exists()
 
@@ -55,6 +55,7 @@ def test_training_on_one_gpu(on_the_example, tmp_path):
 def test_training_on_8_gpus_with_two(on_the_example, tmp_path):
     command = on_the_example(command_starting("deepspeed --num_gpus 8"))
     command[command.index("8")] = "2"
+    command[1:1] = ["--master_port", launching.free_port()]
     done = launching.run([*command, "--run.max_steps", "1"])
     assert done.returncode == 0, done.stdout[-4000:]
     assert (tmp_path / "out" / "adapters" / "final" / "adapter_model.safetensors").exists()
@@ -70,7 +71,9 @@ def test_quickstart_from_a_clean_copy_and_again(tmp_path):
         pytest.skip("needs the environment that launch/test.sh makes")
     for _ in range(2):
         done = launching.run(
-            ["bash", "launch/quickstart.sh", "--run.max_steps", "4"], env={"VENV": str(environment)}, cwd=copy
+            ["bash", "launch/quickstart.sh", "--run.max_steps", "4"],
+            env={"VENV": str(environment), "MASTER_PORT": launching.free_port()},
+            cwd=copy,
         )
         assert done.returncode == 0, done.stdout[-4000:]
         assert "validation audio loss" in done.stdout

@@ -164,6 +164,7 @@ def test_resuming_gives_the_same_losses_bit_for_bit(arguments, tmp_path):
     assert (tmp_path / "parts" / final).read_bytes() == (tmp_path / "whole" / final).read_bytes()
 
 
+@pytest.mark.slow
 def test_zero_stages_give_the_same_losses(arguments, tmp_path):
     losses = {}
     for stage in (0, 1, 2, 3):

@@ -45,14 +45,19 @@ def run(
     )
 
 
+def free_port() -> str:
+    """A rendezvous port that no other test of this process has had."""
+    return str(next(_ports))
+
+
 def deepspeed(ranks: int, *arguments: str | Path) -> list[str | Path]:
     """`deepspeed` on `ranks` processes of this machine."""
-    return ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(next(_ports)), *arguments]
+    return ["deepspeed", "--num_gpus", str(ranks), "--master_port", free_port(), *arguments]
 
 
 def torchrun(ranks: int, *arguments: str | Path) -> list[str | Path]:
     """`torchrun` on `ranks` processes of this machine."""
-    return ["torchrun", "--nproc_per_node", str(ranks), "--master_port", str(next(_ports)), *arguments]
+    return ["torchrun", "--nproc_per_node", str(ranks), "--master_port", free_port(), *arguments]
 
 
 def ds_higgs(*arguments: str | Path) -> list[str | Path]:
