@@ -43,16 +43,16 @@ def text_cases(positions: int, supervised: int, hidden: int, vocab: int, device:
     """Loss functions of [positions, hidden] hidden states of which `supervised` predict a text target."""
     generator = torch.Generator(device).manual_seed(0)
     states = torch.randn(positions, hidden, generator=generator, device=device).requires_grad_()
-    weight = torch.randn(vocab, hidden, generator=generator, device=device) / hidden**0.5
+    head = torch.nn.Linear(hidden, vocab, bias=False, device=device).requires_grad_(False)
+    head.weight.normal_(std=hidden**-0.5, generator=generator)
     rows = torch.arange(positions - supervised, positions, device=device)
     labels = torch.full((positions,), IGNORE_INDEX, device=device)
     labels[rows] = torch.randint(0, vocab, (supervised,), generator=generator, device=device)
 
     def full() -> torch.Tensor:
-        return F.cross_entropy(F.linear(states, weight).float(), labels, ignore_index=IGNORE_INDEX)
+        return F.cross_entropy(head(states).float(), labels, ignore_index=IGNORE_INDEX)
 
     def supervised_only() -> torch.Tensor:
-        head = lambda chunk: F.linear(chunk, weight)  # noqa: E731
         return text_loss_sum(states.index_select(0, rows), labels[rows], head) / supervised
 
     return {"full text logits": (full, [states]), "supervised text head": (supervised_only, [states])}

@@ -11,6 +11,7 @@ from ds_higgs.data.build import build_dataset
 from ds_higgs.data.make_manifest import make_manifests, pick_references, split
 from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.errors import UserError
+from tests.support import launching
 
 from .audio_files import write_tone
 
@@ -124,6 +125,25 @@ def test_each_form_becomes_a_manifest_that_trains(tmp_path, make_rules, form, ca
     assert all(dataset.count_targets(index)[1] > 0 for index in range(8))
     as_assistant = build_dataset(out, rules=make_rules(reference_turn="assistant"), cache_dir=tmp_path / "cache")
     assert len(as_assistant) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_each_forms_manifest_is_trained_on(tmp_path, tiny_base, form):
+    out = tmp_path / "made" / "train.json"
+    run(["manifest", str(write_source(tmp_path / "source", form)), "-o", str(out)])
+    keys = {
+        "run.output_dir": tmp_path / "run",
+        "run.max_steps": 2,
+        "model.base": tiny_base,
+        "data.train_manifest": out,
+        "data.cache_dir": tmp_path / "codes",
+    }
+    flags = [part for key, value in keys.items() for part in (f"--{key}", value)]
+    done = launching.run(launching.ds_higgs("train", *flags))
+    assert done.returncode == 0, done.stdout[-4000:]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["num_audio_targets"] > 0 for line in lines if line["event"] == "step"] == [True, True]
 
 
 def test_ljspeechs_own_table_has_no_header_and_one_speaker(tmp_path):
