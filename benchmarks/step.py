@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict] = {
     "supervised heads": {"packed_rows": False, "activation_checkpointing": None},
     "+ packed rows (ours)": {"packed_rows": True, "activation_checkpointing": None},
     "+ checkpoint every 4th": {"packed_rows": True, "activation_checkpointing": 4},
+    "+ checkpoint every 3rd": {"packed_rows": True, "activation_checkpointing": 3},
     "+ checkpoint every 2nd": {"packed_rows": True, "activation_checkpointing": 2},
     "+ checkpoint every layer": {"packed_rows": True, "activation_checkpointing": 1},
 }
