@@ -37,10 +37,9 @@ def chatml(sample: Sample) -> dict:
     }
 
 
-def collate(samples: Sequence[Sample], tokenizer, config, *, seed: int = 0):
-    """boson's collated batch of `samples`, codes drawn by `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    collator = HiggsAudioSampleCollator(
+def build_collator(config) -> HiggsAudioSampleCollator:
+    """boson's collator with the base checkpoint's settings, without the package's own wrapper around it."""
+    return HiggsAudioSampleCollator(
         whisper_processor=None,
         audio_in_token_id=config.audio_in_token_idx,
         audio_out_token_id=config.audio_out_token_idx,
@@ -53,7 +52,12 @@ def collate(samples: Sequence[Sample], tokenizer, config, *, seed: int = 0):
         use_delay_pattern=config.use_delay_pattern,
         mask_audio_out_token_label=False,
     )
-    return collator([_dataset_sample(sample, tokenizer, config, generator) for sample in samples])
+
+
+def collate(samples: Sequence[Sample], tokenizer, config, *, seed: int = 0):
+    """boson's collated batch of `samples`, codes drawn by `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    return build_collator(config)([_dataset_sample(sample, tokenizer, config, generator) for sample in samples])
 
 
 def make_batch(samples: Sequence[Sample], tokenizer, config, *, seed: int = 0) -> Batch:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioSampleCollator
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from peft import PeftModel
@@ -15,6 +14,7 @@ from peft import PeftModel
 from ds_higgs.batch import ModelInputs
 from ds_higgs.model.loading import load_model, read_model_config
 from ds_higgs.model.lora import apply_lora
+from tests.support.batches import build_collator
 
 # A sample is a list of parts: a number of text tokens, ("in", frames) or ("out", frames).
 Part = int | tuple[str, int]
@@ -33,19 +33,7 @@ BATCHES: dict[str, list[list[Part]]] = {
 
 def make_inputs(config, samples: list[list[Part]], seed: int = 0) -> ModelInputs:
     generator = torch.Generator().manual_seed(seed)
-    collator = HiggsAudioSampleCollator(
-        whisper_processor=None,
-        audio_in_token_id=config.audio_in_token_idx,
-        audio_out_token_id=config.audio_out_token_idx,
-        pad_token_id=config.pad_token_id,
-        audio_stream_bos_id=config.audio_stream_bos_id,
-        audio_stream_eos_id=config.audio_stream_eos_id,
-        encode_whisper_embed=False,
-        audio_num_codebooks=config.audio_num_codebooks,
-        use_delay_pattern=config.use_delay_pattern,
-        mask_audio_out_token_label=False,
-    )
-    collated = collator([_make_sample(config, parts, generator) for parts in samples])
+    collated = build_collator(config)([_make_sample(config, parts, generator) for parts in samples])
     names = ("input_ids", "attention_mask", "audio_in_ids", "audio_in_ids_start", "audio_out_ids")
     names += ("audio_out_ids_start", "audio_out_ids_start_group_loc")
     return ModelInputs(**{name: getattr(collated, name) for name in names})
