@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioSampleCollator
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 
-from ds_higgs.batch import IGNORE_INDEX, MODEL_INPUT_NAMES, Batch, Labels, ModelInputs
+from ds_higgs.batch import IGNORE_INDEX, Batch
+from ds_higgs.data.collation import BatchCollator
+from ds_higgs.data.layout import AudioLayout
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import apply_lora, unwrap
 
@@ -81,30 +82,11 @@ def build_random_lora_model(
 
 
 def make_batch(config: HiggsAudioConfig, shapes: Sequence[SampleShape], *, seed: int = 0) -> Batch:
-    """A micro-batch by boson's own collator, with random tokens and codes."""
+    """A micro-batch as training collates it, with random tokens and codes."""
     generator = torch.Generator().manual_seed(seed)
-    collator = HiggsAudioSampleCollator(
-        whisper_processor=None,
-        audio_in_token_id=config.audio_in_token_idx,
-        audio_out_token_id=config.audio_out_token_idx,
-        pad_token_id=config.pad_token_id,
-        audio_stream_bos_id=config.audio_stream_bos_id,
-        audio_stream_eos_id=config.audio_stream_eos_id,
-        encode_whisper_embed=False,
-        audio_num_codebooks=config.audio_num_codebooks,
-        use_delay_pattern=config.use_delay_pattern,
-        mask_audio_out_token_label=False,
-    )
-    collated = collator([_make_sample(config, shape, generator) for shape in shapes])
-    inputs = {name: getattr(collated, name) for name in MODEL_INPUT_NAMES}
-    placeholders = (config.audio_in_token_idx, config.audio_out_token_idx)
-    text_tokens = int(collated.attention_mask.sum()) - sum(int((collated.input_ids == i).sum()) for i in placeholders)
-    return Batch(
-        model_inputs=ModelInputs(**inputs),
-        labels=Labels(text=collated.label_ids, audio=collated.label_audio_ids),
-        sample_ids=tuple(f"random:{index}" for index in range(len(shapes))),
-        num_tokens=text_tokens + collated.audio_in_ids.shape[1] + collated.audio_out_ids.shape[1],
-    )
+    collate = BatchCollator(AudioLayout.from_config(config))
+    samples = [_make_sample(config, shape, generator) for shape in shapes]
+    return collate(samples, [f"random:{index}" for index in range(len(shapes))])
 
 
 def _make_sample(config: HiggsAudioConfig, shape: SampleShape, generator: torch.Generator) -> ChatMLDatasetSample:
