@@ -21,6 +21,7 @@ from torch import nn
 
 from ds_higgs import distributed
 from ds_higgs.checkpoint import capture_random_state, load_checkpoint, save_checkpoint
+from ds_higgs.process_exit import run_and_exit
 
 HIDDEN, FFN, KEY_VALUE, LAYERS, RANK = 3072, 8192, 1024, 28, 16
 ATTENTION = {"q_proj": (HIDDEN, HIDDEN), "k_proj": (HIDDEN, KEY_VALUE), "v_proj": (HIDDEN, KEY_VALUE)}
@@ -155,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(main)

@@ -22,6 +22,7 @@ from ds_higgs.config import Config
 from ds_higgs.engine import build_engine
 from ds_higgs.model.lora import count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
+from ds_higgs.process_exit import run_and_exit
 from ds_higgs.train_step import LossWeights, train_step
 from ds_higgs.zero import build_deepspeed_config
 
@@ -164,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(main)

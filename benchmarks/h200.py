@@ -47,6 +47,7 @@ from ds_higgs.engine import build_engine
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import unwrap
 from ds_higgs.model.patches import apply_patches
+from ds_higgs.process_exit import run_and_exit
 from ds_higgs.train_step import LossWeights, train_step
 from ds_higgs.zero import build_deepspeed_config
 
@@ -241,4 +242,4 @@ def measure_cases(cases: list[Case], arguments: argparse.Namespace) -> list[dict
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(main)

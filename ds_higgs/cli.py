@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ds_higgs import __version__
 from ds_higgs.cli_data import add_commands as add_data_commands
@@ -14,20 +14,27 @@ from ds_higgs.cli_speech import add_commands as add_speech_commands
 from ds_higgs.config import Config
 from ds_higgs.config_file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
 from ds_higgs.errors import UserError
+from ds_higgs.process_exit import run_and_exit
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 
 
-def entry_point() -> None:
+def entry_point() -> NoReturn:
     """Run the command line and exit: 0 done, 2 the user's input is wrong, 1 (with a traceback) anything else."""
+    run_and_exit(partial(main, sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; its exit status, where no error is raised that is not the user's."""
     try:
-        run(sys.argv[1:])
+        run(arguments)
     except UserError as error:
         # Ranks find the same mistake: the first of each machine tells it whole.
         rank = int(os.environ.get("LOCAL_RANK", "-1"))
         message = str(error) if rank <= 0 else f"[local rank {rank}] {str(error).splitlines()[0]}"
         print(f"ds-higgs: {message}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        return 2
+    return 0
 
 
 def run(arguments: Sequence[str]) -> None:

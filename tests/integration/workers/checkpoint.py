@@ -27,6 +27,7 @@ from ds_higgs.checkpoint import (
     save_checkpoint,
 )
 from ds_higgs.errors import UserError
+from ds_higgs.process_exit import run_and_exit
 
 FIXED = {"model.base": "tiny", "lora.rank": 4}
 
@@ -216,9 +217,13 @@ def _full_device_for(engine, rank: int):
     return lambda *args: "/dev/full" if engine.global_rank == rank else usual(*args)
 
 
-if __name__ == "__main__":
-    case, folder, stage_text, precision_name = sys.argv[1:]
+def main() -> None:
+    cases, folder, stage, precision = sys.argv[1:]
     deepspeed.init_distributed("gloo")
-    for name in case.split(","):
-        globals()[name](Path(folder) / name, int(stage_text), precision_name)
+    for case in cases.split(","):
+        globals()[case](Path(folder) / case, int(stage), precision)
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

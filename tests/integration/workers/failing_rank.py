@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from ds_higgs.errors import UserError
 from ds_higgs.failures import FailureWatch
+from ds_higgs.process_exit import run_and_exit
 
 
 def fail(kind: str) -> None:
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(main)

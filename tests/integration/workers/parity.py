@@ -12,6 +12,7 @@ import torch
 
 from ds_higgs import distributed
 from ds_higgs.engine import build_engine
+from ds_higgs.process_exit import run_and_exit
 from ds_higgs.train_step import LossWeights, train_step
 from ds_higgs.zero import build_deepspeed_config
 from tests.support.parity import STEPS, build_model, micro_batches, parity_config, trainable
@@ -55,4 +56,4 @@ def main() -> None:
     distributed.destroy_process_group()
 
 
-main()
+run_and_exit(main)
