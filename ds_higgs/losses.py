@@ -114,6 +114,7 @@ def text_loss_sum(
     labels: torch.Tensor,
     head: nn.Module,
     *,
+    scale: torch.Tensor | None = None,
     chunk_rows: int = TEXT_CHUNK_ROWS,
 ) -> torch.Tensor:
     """Sum of the cross-entropy of `head(hidden_rows)` with `labels`, in fp32: [] fp32.
@@ -124,9 +125,12 @@ def text_loss_sum(
     Args:
         hidden_rows: [rows, hidden], the final hidden states that predict a text target.
         labels: [rows] int64, no IGNORE_INDEX.
+        scale: [] fp32, what the caller multiplies the sum with, which is not done here. A frozen head's gradient is
+            made with it from the start, and so rounded as in plain code.
     """
     if _is_frozen(head) and hidden_rows.requires_grad and hidden_rows.shape[0] > 0:
-        return _FrozenHeadLoss.apply(hidden_rows, labels, head, chunk_rows)
+        scale = hidden_rows.new_ones((), dtype=torch.float32) if scale is None else scale
+        return _FrozenHeadLoss.apply(hidden_rows, labels, head, scale, chunk_rows)
     chunks = list(zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True))
     if len(chunks) == 1:
         return _cross_entropy_sum(head, *chunks[0])
@@ -147,21 +151,22 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """The loss sum of a head without trainable weights; its gradient by the rows is made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden_rows, labels, head, chunk_rows):
+    def forward(ctx, hidden_rows, labels, head, scale, chunk_rows):
         sums, gradients = [], []
         for rows, targets in zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True):
             with torch.enable_grad():
                 leaf = rows.detach().requires_grad_()
                 chunk_sum = _cross_entropy_sum(head, leaf, targets)
-            gradients.append(torch.autograd.grad(chunk_sum, leaf)[0])
+            gradients.append(torch.autograd.grad(chunk_sum, leaf, scale)[0])
             sums.append(chunk_sum.detach())
-        ctx.save_for_backward(torch.cat(gradients))
+        ctx.save_for_backward(torch.cat(gradients), scale)
         return torch.stack(sums).sum()
 
     @staticmethod
     def backward(ctx, grad_sum):
-        (gradients,) = ctx.saved_tensors
-        return (gradients * grad_sum).to(gradients.dtype), None, None, None
+        gradients, scale = ctx.saved_tensors
+        remaining = torch.where(scale == 0, scale, grad_sum / scale)  # 1 where the caller multiplies with `scale` alone
+        return (gradients * remaining).to(gradients.dtype), None, None, None, None
 
 
 def audio_loss_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -82,13 +82,15 @@ class StepModule(nn.Module):
             scales: [1 + codebooks] fp32, from `losses.loss_scales`.
         """
         if self.supervised_heads:
-            text_sum, audio_sums = self._supervised_sums(model_inputs, targets)
+            text_sum, audio_sums = self._supervised_sums(model_inputs, targets, text_scale=scales[0])
         else:
             text_sum, audio_sums = self._full_logits_sums(model_inputs, targets)
         sums = torch.cat([text_sum.unsqueeze(0), audio_sums])
         return StepOutput(loss=(scales * sums).sum(), sums=sums.detach())
 
-    def _supervised_sums(self, model_inputs: ModelInputs, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    def _supervised_sums(
+        self, model_inputs: ModelInputs, targets: Targets, *, text_scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The heads run only on the rows that predict a target."""
         with deferred_heads(self.higgs):
             outputs = self.higgs(**model_inputs, use_cache=False)
@@ -97,7 +99,7 @@ class StepModule(nn.Module):
         text_rows = hidden.index_select(0, text_source_rows(targets, text_token_mask(outputs)))
         audio_rows = hidden.index_select(0, audio_source_rows(targets, outputs.audio_out_mask))
         return (
-            text_loss_sum(text_rows, targets.text_labels, heads.text_lm_head),
+            text_loss_sum(text_rows, targets.text_labels, heads.text_lm_head, scale=text_scale),
             audio_loss_sums(heads.audio_lm_head(audio_rows), targets.audio_labels),
         )
 

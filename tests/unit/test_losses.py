@@ -141,6 +141,25 @@ def test_text_sum_in_chunks_equals_one_call_and_its_gradients(rows, frozen):
     torch.testing.assert_close(torch.autograd.grad(3 * chunked, inputs), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("remaining", [1.0, 0.25])
+def test_a_frozen_heads_gradient_is_rounded_as_the_plain_one(dtype, remaining):
+    head = torch.nn.Linear(7, 47, bias=False, dtype=dtype).requires_grad_(False)
+    hidden, labels = torch.randn(13, 7, dtype=dtype, requires_grad=True), torch.arange(13)
+    scale = torch.tensor(1 / 13)
+    plain = scale * F.cross_entropy(head(hidden).float(), labels, reduction="sum")
+    (expected,) = torch.autograd.grad(plain * remaining, hidden)
+    (gradient,) = torch.autograd.grad(remaining * scale * text_loss_sum(hidden, labels, head, scale=scale), hidden)
+    assert torch.equal(gradient, expected)
+
+
+def test_a_frozen_head_under_a_scale_of_zero_gets_a_gradient_of_zero():
+    head = torch.nn.Linear(7, 47, bias=False).requires_grad_(False)
+    hidden, scale = torch.randn(13, 7, requires_grad=True), torch.zeros(())
+    (scale * text_loss_sum(hidden, torch.arange(13), head, scale=scale)).backward()
+    assert torch.equal(hidden.grad, torch.zeros(13, 7))
+
+
 def test_a_frozen_head_is_run_once_and_keeps_no_logits():
     rows, vocab = 40, 1000
     head = torch.nn.Linear(7, vocab, bias=False).requires_grad_(False)
@@ -152,7 +171,7 @@ def test_a_frozen_head_is_run_once_and_keeps_no_logits():
     at_return = loss.grad_fn.saved_tensors
     loss.backward()
     assert sizes == [16, 16, 8]
-    assert [tensor.shape for tensor in at_return] == [(rows, 7)]
+    assert [tensor.shape for tensor in at_return] == [(rows, 7), ()]
     assert max(kept) <= 16 * vocab
 
 
