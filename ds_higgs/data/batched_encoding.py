@@ -1,13 +1,38 @@
 """Encode clips of unequal length so that no clip's codes depend on the clips beside it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from ds_higgs.data.codec import pad_to_hop
+from ds_higgs.data.codec import CodecSource, pad_to_hop
 
 MAX_BATCH_SAMPLES = 24000 * 120  # of one forward pass on an accelerator: two minutes at 24 kHz
+
+
+class BatchedCodec(ABC):
+    """An AudioCodec but for its model: what `source` tells of it, and encoding in batches of one length."""
+
+    def __init__(self, source: CodecSource, *, device: torch.device | str):
+        self.identity = source.identity
+        self.sampling_rate = source.sampling_rate
+        self.hop_length = source.hop_length
+        self.num_codebooks = source.num_codebooks
+        self.codebook_size = source.codebook_size
+        self.device = torch.device(device)
+
+    def encode(self, waveforms: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """See AudioCodec."""
+        return encode_by_length(waveforms, self._encode_batch, hop_length=self.hop_length, device=self.device)
+
+    @abstractmethod
+    def decode(self, codes: torch.Tensor) -> np.ndarray:
+        """See AudioCodec."""
+
+    @abstractmethod
+    def _encode_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        """[batch, samples] float32 on `device` -> [batch, codebooks, frames] codes."""
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Boson's Higgs audio tokenizer as an AudioCodec."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 
-from ds_higgs.data.batched_encoding import encode_by_length
+from ds_higgs.data.batched_encoding import BatchedCodec
 from ds_higgs.data.codec import CodecSource
 from ds_higgs.data.torchaudio_stand_in import provide_torchaudio
 from ds_higgs.errors import UserError
@@ -20,20 +20,12 @@ HOW_TO_INSTALL = (
 )  # fmt: skip
 
 
-class HiggsTokenizerCodec:
+class HiggsTokenizerCodec(BatchedCodec):
     """A folder with boson's config.json and model.pth; see AudioCodec."""
 
     def __init__(self, source: CodecSource, *, device: torch.device | str = "cpu"):
-        self.identity = source.identity
-        self.sampling_rate = source.sampling_rate
-        self.hop_length = source.hop_length
-        self.num_codebooks = source.num_codebooks
-        self.codebook_size = source.codebook_size
-        self.device = torch.device(device)
+        super().__init__(source, device=device)
         self._tokenizer = _load(source.folder, str(device))
-
-    def encode(self, waveforms: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        return encode_by_length(waveforms, self._encode_batch, hop_length=self.hop_length, device=self.device)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> np.ndarray:
