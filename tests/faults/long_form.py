@@ -1,6 +1,6 @@
 """The long form of the fault harness: many blows at random moments, with a report.
 
-    python -m tests.faults.long_form --report tests/faults/report.md            everything, about half an hour
+    python -m tests.faults.long_form --report tests/faults/report.md            everything, about 25 minutes
     python -m tests.faults.long_form --report REPORT.md --only signals damage   some parts
 
 The report is written part by part, so that a run that was cut short says how far it came.
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     counts = parser.parse_args()
     results: dict[str, tuple[float, list[str]]] = {}
-    command = "python -m tests.faults.long_form " + " ".join(counts.only)
+    command = f"python -m tests.faults.long_form --seed {counts.seed} --only {' '.join(counts.only)}"
     with tempfile.TemporaryDirectory(prefix="ds_higgs_faults_") as folder:
         base = Path(folder) / "base"
         write_tiny_base(base)
