@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,8 @@ from ds_higgs.errors import UserError
 FAILURE_FILE = "failure.txt"
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 20.0  # without a beat a rank counts as dead
-ROOT_CAUSE_SECONDS = 4.0  # that a broken collective waits for news of the rank that broke it
+ROOT_CAUSE_SECONDS = 4.0  # that a broken collective waits for news of the rank that broke it, on one machine
+LOST_STORE = "lost the job's store: rank 0 or its launcher is gone"
 FAREWELL_SECONDS = 8.0  # that the failing rank waits for the others to go, so that its message comes last
 
 
@@ -99,6 +100,7 @@ class _Watcher:
         self.thread = threading.Thread(target=self._run, name="failure-watch", daemon=True)
         self._stopped = threading.Event()
         self._store = _open_store()
+        self._store.set(f"beat/{watch.rank}", "0")
         self._store.set(f"process/{watch.rank}", json.dumps([_process_space(), os.getpid()]))
         self._processes = [json.loads(self._store.get(f"process/{rank}")) for rank in range(watch.world_size)]
         self._neighbour = (watch.rank + 1) % watch.world_size
@@ -152,7 +154,7 @@ class _Watcher:
             return _death_of(dead)
         if self._stopped.wait(SILENCE_SECONDS):
             return None
-        return Failure(self.watch.rank, "lost the job's store: rank 0 or its launcher is gone", status=1)
+        return Failure(self.watch.rank, LOST_STORE, status=1)
 
     def _find_dead_rank(self) -> int | None:
         dead = self._find_dead_process()
@@ -173,7 +175,7 @@ class _Watcher:
 
     def _neighbour_is_silent(self) -> bool:
         key = f"beat/{self._neighbour}"
-        if not self._store.check([key]) or self._has_finished(self._neighbour):
+        if self._has_finished(self._neighbour):
             return False
         beat, since = self._store.get(key), time.monotonic()
         if beat != self._neighbours_beat[0]:
@@ -181,9 +183,10 @@ class _Watcher:
         return since - self._neighbours_beat[1] > SILENCE_SECONDS
 
     def _first_failure(self, own: Failure, *, may_be_a_consequence: bool) -> Failure:
-        deadline = time.monotonic() + (ROOT_CAUSE_SECONDS if may_be_a_consequence else 0)
+        deadline = time.monotonic() + (self._root_cause_seconds() if may_be_a_consequence else 0)
         try:
-            while time.monotonic() < deadline:
+            while (now := time.monotonic()) < deadline:
+                self._store.set(f"beat/{self.watch.rank}", f"waiting {now}")  # the thread that did this has stopped
                 if (announced := self._announced()) is not None:
                     return announced
                 if (dead := self._find_dead_rank()) is not None:
@@ -191,8 +194,15 @@ class _Watcher:
                 time.sleep(0.2)
             return self._announce(own)
         except RuntimeError:  # no store any more: there is nobody to agree with
-            dead = self._find_dead_process() if may_be_a_consequence else None
-            return own if dead is None else _death_of(dead)
+            if not may_be_a_consequence:
+                return own
+            dead = self._find_dead_process()
+            return replace(own, message=f"{own.message}\n{LOST_STORE}") if dead is None else _death_of(dead)
+
+    def _root_cause_seconds(self) -> float:
+        """A rank of another machine is known to be gone only by its silence."""
+        here = _process_space()
+        return ROOT_CAUSE_SECONDS if all(space == here for space, _ in self._processes) else SILENCE_SECONDS + 2
 
     def _announce(self, failure: Failure) -> Failure:
         """Make a failure known unless another one was first; return the first."""

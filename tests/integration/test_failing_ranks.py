@@ -1,7 +1,10 @@
 """One rank that fails ends the job within 30 s, its message comes last and is kept."""
 
+import os
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,21 @@ def launch(launcher: str, run_dir: Path, fault: str, *, hang: bool) -> tuple[sub
     started = time.monotonic()
     done = launching.run(command, env={"DS_HIGGS_FAULT": fault, "DS_HIGGS_HANG": "1" if hang else ""}, timeout_s=90)
     return done, time.monotonic() - started
+
+
+def launch_on_two_machines(run_dir: Path, fault: str, *, hang: bool) -> list[subprocess.CompletedProcess[str]]:
+    """Rank 1 has a process space of its own, where rank 0 cannot see whether it lives: as on another machine."""
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": launching.free_port()}
+    fault_variables = {"DS_HIGGS_FAULT": fault, "DS_HIGGS_HANG": "1" if hang else ""}
+    # The first process of a process space cannot kill itself, so that the rank is its second.
+    elsewhere = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", '"$0" "$@"; exit $?']
+
+    def launch_rank(rank: int) -> subprocess.CompletedProcess[str]:
+        command = [*(elsewhere if rank else []), sys.executable, WORKER, run_dir]
+        return launching.run(command, env={**rendezvous, **fault_variables, "RANK": str(rank)}, timeout_s=90)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(launch_rank, range(2)))
 
 
 def lines_of_ranks(output: str) -> list[str]:
@@ -73,6 +91,22 @@ def test_a_users_mistake_on_all_ranks_is_told_once(tmp_path):
 def test_a_broken_collective_is_blamed_on_the_rank_that_died(tmp_path):
     done, _ = launch("torchrun", tmp_path, "1:kill", hang=False)
     assert "rank 1 died without a message" in (tmp_path / "failure.txt").read_text(), done.stdout
+
+
+@LONG_FORM
+@pytest.mark.skipif(os.geteuid() != 0, reason="a process space of its own needs root")
+@pytest.mark.parametrize("hang", [True, False])
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_a_rank_lost_with_its_machine_ends_the_others(tmp_path, faulty, hang):
+    started = time.monotonic()
+    other = launch_on_two_machines(tmp_path, f"{faulty}:kill", hang=hang)[1 - faulty]
+    assert time.monotonic() - started < 40  # 30 s from the fault on
+    assert other.returncode == 1, other.stdout
+    # rank 0 holds the store by which the others would learn of its end
+    expected = (
+        "rank 1 died without a message" if faulty == 1 else "lost the job's store: rank 0 or its launcher is gone"
+    )
+    assert expected in (tmp_path / "failure.txt").read_text(), other.stdout
 
 
 @LONG_FORM
