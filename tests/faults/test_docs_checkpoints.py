@@ -25,7 +25,7 @@ def test_the_commands_continue_one_run(tmp_path, tiny_base):
     for epochs, line in enumerate(block.splitlines(), start=1):
         command, *arguments = shlex.split(line)
         assert command == "deepspeed", line
-        command = [command, "--master_port", str(next(launching._ports)), *arguments]
+        command = [command, "--master_port", launching.free_port(), *arguments]
         done = subprocess.run(
             command, cwd=config.parent, env=launching.free_environment(), capture_output=True, text=True, check=False
         )

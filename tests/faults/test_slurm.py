@@ -32,7 +32,7 @@ def test_warned_before_its_limit(tmp_path, tiny_base):
         (commands / name).write_text(program)
         (commands / name).chmod(0o755)
     environment = launching.free_environment(
-        {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "MASTER_PORT": str(next(launching._ports))}
+        {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "MASTER_PORT": launching.free_port()}
     )
     environment["PATH"] = f"{commands}:{environment['PATH']}"
     job = subprocess.Popen(

@@ -1,13 +1,19 @@
 """Start the real launchers as a user would, in processes of their own."""
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_ports = iter(range(20000 + os.getpid() % 20000, 65000))
+# Below those that the kernel hands out by itself (from 32768 on); each process of pytest-xdist has its own.
+PORTS_OF_A_PROCESS = 2000
+_first_port = 10_000 + PORTS_OF_A_PROCESS * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 11)
+_offsets = cycle(range(PORTS_OF_A_PROCESS))
 
 
 def free_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -46,8 +52,12 @@ def run(
 
 
 def free_port() -> str:
-    """A rendezvous port that no other test of this process has had."""
-    return str(next(_ports))
+    """A rendezvous port that nobody listens on, and that none of the last tests has had."""
+    while True:
+        port = _first_port + (os.getpid() + next(_offsets)) % PORTS_OF_A_PROCESS
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED:
+                return str(port)
 
 
 def deepspeed(ranks: int, *arguments: str | Path) -> list[str | Path]:
