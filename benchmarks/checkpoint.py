@@ -60,7 +60,7 @@ def build_engine(stage: int):
     model = LoraWeights()
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": not torch.cuda.is_available()}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True, "fused": True}},
         "bf16": {"enabled": True},
         "zero_optimization": {"stage": stage, "reduce_bucket_size": 60_000_000},
     }

@@ -94,7 +94,7 @@ def measure_stage(stage: int, save: Path) -> None:
     model = build_random_lora_model(model_config, dtype=torch.bfloat16, device=torch.device("cpu"))
     apply_patches(unwrap(model), packed_rows=True, kernels="torch", activation_checkpointing=None)
     counts = count_parameters(model)
-    deepspeed_config = build_deepspeed_config(config, cuda=False)
+    deepspeed_config = build_deepspeed_config(config)
     engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=100, ranks=ranks)
     weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
     batch = make_batch(model_config, [SampleShape.of_length(100)], seed=ranks.rank)

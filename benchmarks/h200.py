@@ -141,7 +141,7 @@ def build_our_step(model, batch: Batch, device: torch.device) -> Callable[[], ob
         }
     )
     ranks = distributed.init_process_group()
-    deepspeed_config = build_deepspeed_config(config, cuda=device.type == "cuda")
+    deepspeed_config = build_deepspeed_config(config)
     engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=1000, ranks=ranks)
     weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=batch.labels.audio.shape[0])
     if device.type == "cuda":

@@ -17,7 +17,7 @@ ZERO_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def render(name: str) -> str:
-    """The text of one file: the defaults, 8 accumulation steps, on CUDA."""
+    """The text of one file: the defaults, 8 accumulation steps."""
     config = Config.model_validate(
         {
             "run": {"output_dir": "out"},
@@ -28,7 +28,7 @@ def render(name: str) -> str:
             "logging": {"tensorboard": False},
         }
     )
-    return json.dumps(build_deepspeed_config(config, cuda=True), indent=2) + "\n"
+    return json.dumps(build_deepspeed_config(config), indent=2) + "\n"
 
 
 if __name__ == "__main__":

@@ -114,12 +114,10 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _zero_config(arguments: argparse.Namespace, rest: list[str]) -> None:
     import json
 
-    import torch
-
     from ds_higgs.zero import build_deepspeed_config
 
     config = load_config(arguments.config, parse_overrides(rest))
-    text = json.dumps(build_deepspeed_config(config, cuda=torch.cuda.is_available()), indent=2)
+    text = json.dumps(build_deepspeed_config(config), indent=2)
     if arguments.output is None:
         print(text)
     else:

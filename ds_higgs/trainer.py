@@ -121,7 +121,7 @@ class Trainer:
     def set_up(cls, config: Config, ranks: Ranks, stop_requests: StopRequests) -> "Trainer":
         """Build everything a run needs; what can be wrong is found before weights are read and anything is written."""
         torch.use_deterministic_algorithms(config.run.deterministic)
-        deepspeed_config = build_deepspeed_config(config, cuda=torch.cuda.is_available())
+        deepspeed_config = build_deepspeed_config(config)
 
         memory_settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
 

@@ -49,14 +49,11 @@ EXTRA_KEYS = frozenset(
 )
 
 
-def build_deepspeed_config(config: Config, *, cuda: bool = True) -> dict[str, Any]:
+def build_deepspeed_config(config: Config) -> dict[str, Any]:
     """The DeepSpeed JSON of `config`: exactly what `deepspeed.initialize` is given.
 
     The learning-rate schedule is not in it: DeepSpeed's own ones start at 0 or are logarithmic, so the trainer passes
     its own scheduler. Micro-batches of one optimizer step are accumulated by the training step, which reduces once.
-
-    Args:
-        cuda: whether the run is on CUDA devices; without, torch's AdamW replaces DeepSpeed's compiled ones.
 
     Raises:
         UserError: where `zero.extra` sets a key that the configuration decides, or one that cannot work.
@@ -68,7 +65,7 @@ def build_deepspeed_config(config: Config, *, cuda: bool = True) -> dict[str, An
         "gradient_accumulation_steps": config.optim.gradient_accumulation_steps,
         "gradient_clipping": config.optim.max_grad_norm,
         "steps_per_print": None,
-        "optimizer": _optimizer(config.optim, cuda=cuda),
+        "optimizer": _optimizer(config.optim),
         **_precision(zero),
         "zero_optimization": _zero_optimization(zero),
         **_monitors(config),
@@ -85,15 +82,16 @@ def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _optimizer(optim: OptimConfig, *, cuda: bool) -> dict[str, Any]:
-    parameters: dict[str, Any] = {
+def _optimizer(optim: OptimConfig) -> dict[str, Any]:
+    """AdamW, torch's own fused one: DeepSpeed's are compiled at first use, which takes nvcc even with offload."""
+    parameters = {
         "lr": optim.learning_rate,
         "betas": list(optim.betas),
         "eps": optim.eps,
         "weight_decay": optim.weight_decay,
+        "torch_adam": True,
+        "fused": True,
     }
-    if not cuda:
-        parameters["torch_adam"] = True  # FusedAdam needs CUDA, DeepSpeedCPUAdam minutes to compile
     return {"type": "AdamW", "params": parameters}
 
 

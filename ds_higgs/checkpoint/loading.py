@@ -17,7 +17,7 @@ from ds_higgs.checkpoint.saving import STATE_NAME, rank_state_name
 from ds_higgs.checkpoint.trainable import check_same_trainable, engine_precision, list_trainable
 from ds_higgs.errors import UserError
 
-# What a param group's config is, as against its state (FusedAdam keeps `step` there): the config's values win.
+# What of a param group is configured: the config's values win.
 _HYPERPARAMETERS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 
 

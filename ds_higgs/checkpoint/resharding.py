@@ -104,7 +104,6 @@ def _slice_stages_1_and_2(optimizer, names: dict, whole: WholeState, source: dic
                 flat[key][here.start : here.start + here.numel] = piece
         target["single_partition_of_fp32_groups"][group] = flat.pop(MASTER)
         target["base_optimizer_state"]["state"][group] = {**_scalars(source["base_optimizer_state"], group), **flat}
-    _copy_group_steps(source["base_optimizer_state"], target["base_optimizer_state"])
     return target
 
 
@@ -123,7 +122,6 @@ def _slice_stage_3(engine, whole: WholeState, source: dict) -> dict:
         joined = {key: torch.cat(parts) for key, parts in flat.items()}
         target["fp32_flat_groups"][group] = joined.pop(MASTER)
         target["optimizer_state_dict"]["state"][group] = {**_scalars(source["optimizer_state_dict"], 0), **joined}
-    _copy_group_steps(source["optimizer_state_dict"], target["optimizer_state_dict"])
     return target
 
 
@@ -135,13 +133,6 @@ def _scalars(optimizer_state: dict, group: int) -> dict:
     """Adam's step count, which is not partitioned."""
     state = optimizer_state["state"].get(group, {})
     return {key: value for key, value in state.items() if key not in _moments(state)}
-
-
-def _copy_group_steps(source: dict, target: dict) -> None:
-    """FusedAdam counts its steps in the param groups."""
-    for source_group, target_group in zip(source["param_groups"], target["param_groups"], strict=False):
-        if "step" in source_group:
-            target_group["step"] = source_group["step"]
 
 
 def _files(path: Path, ending: str) -> list[Path]:

@@ -45,7 +45,8 @@ def test_default_is_zero_2_in_bf16_and_every_number_is_the_configs():
     assert built["train_micro_batch_size_per_gpu"] == 3
     assert built["gradient_accumulation_steps"] == 5
     assert built["gradient_clipping"] == 0.7
-    assert built["optimizer"]["params"] == {"lr": 1.25e-4, "betas": [0.8, 0.95], "eps": 1e-7, "weight_decay": 0.03}
+    adam = {"lr": 1.25e-4, "betas": [0.8, 0.95], "eps": 1e-7, "weight_decay": 0.03}
+    assert built["optimizer"] == {"type": "AdamW", "params": {**adam, "torch_adam": True, "fused": True}}
     assert built["bf16"] == {"enabled": True}
     assert built["zero_optimization"]["stage"] == 2
     assert built["zero_optimization"]["reduce_bucket_size"] == 123

@@ -50,7 +50,7 @@ def build_engine(stage: int, precision: str, *, lr: float = 1e-2, clip: float = 
     torch.manual_seed(0)
     config = {
         "train_micro_batch_size_per_gpu": 2,
-        "optimizer": {"type": "AdamW", "params": {"lr": lr, "torch_adam": True}},
+        "optimizer": {"type": "AdamW", "params": {"lr": lr, "torch_adam": True, "fused": True}},
         "zero_optimization": {"stage": stage},
         "bf16": {"enabled": precision == "bf16"},
         "gradient_clipping": clip,

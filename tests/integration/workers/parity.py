@@ -24,9 +24,7 @@ def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
         update={"optim": config.optim.model_copy(update={"gradient_accumulation_steps": setting["accumulation"]})}
     )
     model = build_model(config)
-    engine = build_engine(
-        config, model, deepspeed_config=build_deepspeed_config(config, cuda=False), total_steps=10, ranks=ranks
-    )
+    engine = build_engine(config, model, deepspeed_config=build_deepspeed_config(config), total_steps=10, ranks=ranks)
     weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
     everything = micro_batches(base, setting["scenario"], count=ranks.world_size * setting["accumulation"])
     own = everything[ranks.rank :: ranks.world_size]
