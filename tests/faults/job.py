@@ -126,8 +126,12 @@ class Job:
         return True
 
     def wait_for_steps(self, count: int) -> bool:
-        """Until this launch has made `count` steps."""
-        reached = self.wait_until(lambda: last_step(self.run_dir) >= self.first_step + count, poll_s=0.02)
+        """Until the run is `count` steps further than any launch before had brought it."""
+        return self.wait_for_step(self.first_step + count)
+
+    def wait_for_step(self, step: int) -> bool:
+        """Until the run has made this step."""
+        reached = self.wait_until(lambda: last_step(self.run_dir) >= step, poll_s=0.02)
         self.processes()  # known while they are still related
         return reached
 
