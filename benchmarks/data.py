@@ -5,7 +5,6 @@ python benchmarks/data.py [--device cuda] [--only encode read padding planning]
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -184,8 +183,7 @@ def main() -> None:
                 results[name] = benchmark()
                 print(f"\n{name}")
                 print_table(results[name])
-    run = describe_run(device) | {"load_average": os.getloadavg()}  # of the whole machine: others may be at work on it
-    write_json(arguments.output, {"run": run, **results})
+    write_json(arguments.output, {"run": describe_run(device), **results})
 
 
 if __name__ == "__main__":
