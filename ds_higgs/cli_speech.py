@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 from ds_higgs.errors import UserError
 
 if TYPE_CHECKING:
+    from ds_higgs.data.rules import ReferenceTurn
     from ds_higgs.generate import SpeechOptions
 
 AddCommand = Callable[..., argparse.ArgumentParser]
+
+# --reference-turn, and the data.reference_turn by which a manifest is then read.
+MANIFEST_TURNS: dict[str, "ReferenceTurn"] = {"user": "as_is", "assistant": "assistant", "boson": "as_is"}
 
 
 def add_commands(add_command: AddCommand) -> None:
@@ -41,7 +45,7 @@ def add_commands(add_command: AddCommand) -> None:
     generate.add_argument("--reference-text", metavar="TEXT", help="what is said in it")
     generate.add_argument(
         "--reference-turn",
-        choices=("user", "assistant", "boson"),
+        choices=MANIFEST_TURNS,
         help="where the reference stands: in the request, as in examples/voice_cloning; in an assistant turn before "
         "it, as data.reference_turn: assistant trains it; or as in boson's own examples (as the run was trained)",
     )
@@ -117,7 +121,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         codec=arguments.codec,
         device=arguments.device,
         precision=arguments.precision,
-        reference_turn={None: None, "assistant": "assistant"}.get(arguments.reference_turn, "as_is"),
+        reference_turn=None if arguments.reference_turn is None else MANIFEST_TURNS[arguments.reference_turn],
     )
     speech = _speech_options(arguments)
     voice = load_voice(options)

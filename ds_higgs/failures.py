@@ -101,7 +101,8 @@ class _Watcher:
         self._stopped = threading.Event()
         self._store = _open_store()
         self._store.set(f"beat/{watch.rank}", "0")
-        self._store.set(f"process/{watch.rank}", json.dumps([_process_space(), os.getpid()]))
+        self._process_space = _process_space()
+        self._store.set(f"process/{watch.rank}", json.dumps([self._process_space, os.getpid()]))
         self._processes = [json.loads(self._store.get(f"process/{rank}")) for rank in range(watch.world_size)]
         self._neighbour = (watch.rank + 1) % watch.world_size
         self._neighbours_beat = (b"", time.monotonic())
@@ -164,9 +165,8 @@ class _Watcher:
 
     def _find_dead_process(self) -> int | None:
         """The first rank of this machine whose process is gone."""
-        here = _process_space()
         for rank, (space, process) in enumerate(self._processes):
-            if rank != self.watch.rank and space == here and _is_dead(process):
+            if rank != self.watch.rank and space == self._process_space and _is_dead(process):
                 return rank
         return None
 
@@ -201,8 +201,8 @@ class _Watcher:
 
     def _root_cause_seconds(self) -> float:
         """A rank of another machine is known to be gone only by its silence."""
-        here = _process_space()
-        return ROOT_CAUSE_SECONDS if all(space == here for space, _ in self._processes) else SILENCE_SECONDS + 2
+        one_machine = all(space == self._process_space for space, _ in self._processes)
+        return ROOT_CAUSE_SECONDS if one_machine else SILENCE_SECONDS + 2
 
     def _announce(self, failure: Failure) -> Failure:
         """Make a failure known unless another one was first; return the first."""
