@@ -54,10 +54,11 @@ def analyse_entry(
     if entry.error is not None:
         return None, [BadSampleError(entry.error)]
     try:
-        sample = parse_sample(entry.data)
+        sample, references = parse_sample(entry.data), frozenset[int]()
         if rules.reference_turn == "assistant":
-            sample = move_references(sample)
-        tokenized = tokenize(sample, rules.tokenizer, rules.layout)
+            moved = move_references(sample)
+            sample, references = moved.sample, moved.references
+        tokenized = tokenize(sample, rules.tokenizer, rules.layout, references=references)
     except BadSampleError as error:
         return None, [error]
     clips, errors = _find_clips(tokenized.clips, entry, finder)

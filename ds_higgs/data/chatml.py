@@ -1,6 +1,7 @@
 """Check one ChatML sample and turn it into boson's dataclasses, tokens and audio clips."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,17 @@ def parse_sample(data: Any) -> ChatMLSample:
     return sample
 
 
-def tokenize(sample: ChatMLSample, tokenizer: PreTrainedTokenizerBase, layout: AudioLayout) -> TokenizedSample:
+def tokenize(
+    sample: ChatMLSample,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: AudioLayout,
+    *,
+    references: Collection[int] = (),
+) -> TokenizedSample:
     """Tokens, label mask and audio clips of a parsed sample, by boson's own prepare_chatml_sample.
+
+    Args:
+        references: audio items, counted over the sample, whose assistant turns are not learned.
 
     Raises:
         BadSampleError: the text holds an audio placeholder, which would stand for audio that is not there.
@@ -69,7 +79,21 @@ def tokenize(sample: ChatMLSample, tokenizer: PreTrainedTokenizerBase, layout: A
             f"{found} audio placeholders for {len(clips)} audio items",
             f"no {AUDIO_IN_TOKEN} or {AUDIO_OUT_TOKEN} inside a text",
         )
-    return TokenizedSample(tokens, [label != IGNORE_INDEX for label in labels], clips)
+    supervised = [label != IGNORE_INDEX for label in labels]
+    places = [place for place, token in enumerate(tokens) if token in placeholders]
+    for reference in references:
+        _mask_run(supervised, places[reference])
+    return TokenizedSample(tokens, supervised, clips)
+
+
+def _mask_run(supervised: list[bool], place: int) -> None:
+    """Clear the run of labels around `place`: an assistant turn's, since every turn's header is no label."""
+    first, stop = place, place + 1
+    while supervised[first - 1]:
+        first -= 1
+    while stop < len(supervised) and supervised[stop]:
+        stop += 1
+    supervised[first:stop] = [False] * (stop - first)
 
 
 def _parse_message(message: Any, where: str) -> Message:

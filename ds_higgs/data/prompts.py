@@ -114,7 +114,7 @@ def _voice_messages(
         heard.append(audio)
     user = Message("user", [*heard, TextContent(REQUEST.format(text=text))])
     sample = ChatMLSample(messages=[system, user, Message("assistant", [TextContent(text), audio])])
-    return move_references(sample).messages if reference_turn == "assistant" else sample.messages
+    return move_references(sample).sample.messages if reference_turn == "assistant" else sample.messages
 
 
 def spoken_text(entry: dict[str, Any]) -> str:

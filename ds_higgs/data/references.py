@@ -1,46 +1,46 @@
 """`data.reference_turn: assistant`: reference audio as an earlier exchange, the form of Boson's own voice cloning."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from boson_multimodal.data_types import AudioContent, ChatMLSample, Message, TextContent
 
 from ds_higgs.data.problems import BadSampleError
 
 
-def move_references(sample: ChatMLSample) -> ChatMLSample:
-    """Move the reference audio of user messages into exchanges of their own, before what is learned.
+@dataclass(frozen=True)
+class MovedSample:
+    """references: the audio items that were moved, counted over the sample's audio: they are not learned."""
+
+    sample: ChatMLSample
+    references: frozenset[int]
+
+
+def move_references(sample: ChatMLSample) -> MovedSample:
+    """Move the reference audio of user messages into exchanges of their own.
 
     user [reference text, reference audio, request] becomes user [reference text], assistant [reference audio],
-    user [request]; `start_index` then names the request, so that the reference is not learned. A sample without
-    audio in user messages stays as it is.
+    user [request]. `start_index` names the same message as before, so what else is learned stays as it was.
 
     Args:
         sample: as `parse_sample` gives it, every content a list.
 
     Raises:
-        BadSampleError: a reference audio has no text before it, or comes after audio that is learned.
+        BadSampleError: a reference audio has no text before or after it.
     """
-    targets = (index for index, message in enumerate(sample.messages) if _is_target(message, index, sample))
-    first_target = next(targets, len(sample.messages))
     messages: list[Message] = []
-    start_index = sample.start_index
+    references: list[int] = []
+    start_index, num_audio = sample.start_index, 0
     for index, message in enumerate(sample.messages):
-        if message.role == "user" and any(isinstance(item, AudioContent) for item in message.content):
-            if index > first_target:
-                raise BadSampleError(
-                    f"messages[{index}]: reference audio after audio that is learned",
-                    "all reference audio before the first target, with data.reference_turn: assistant",
-                )
+        if index == sample.start_index:
+            start_index = len(messages)
+        audio = range(num_audio, num_audio + sum(isinstance(item, AudioContent) for item in message.content))
+        num_audio = audio.stop
+        if message.role == "user" and audio:
+            references += audio
             messages += _split(message, index)
-            start_index = len(messages) - 1
         else:
             messages.append(message)
-    return replace(sample, messages=messages, start_index=start_index)
-
-
-def _is_target(message: Message, index: int, sample: ChatMLSample) -> bool:
-    has_audio = any(isinstance(item, AudioContent) for item in message.content)
-    return message.role == "assistant" and index >= (sample.start_index or 0) and has_audio
+    return MovedSample(replace(sample, messages=messages, start_index=start_index), frozenset(references))
 
 
 def _split(message: Message, index: int) -> list[Message]:
