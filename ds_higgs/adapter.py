@@ -1,6 +1,5 @@
 """The trained adapter in PEFT format, written whole or not at all."""
 
-import shutil
 from pathlib import Path
 
 import deepspeed
@@ -8,6 +7,7 @@ from deepspeed import DeepSpeedEngine
 from peft import PeftModel
 
 from ds_higgs import distributed
+from ds_higgs.files import replaced_whole
 
 
 def save_adapter(engine: DeepSpeedEngine, folder: Path, *, base: str, revision: str | None) -> None:
@@ -27,11 +27,5 @@ def _write(model: PeftModel, folder: Path, *, base: str, revision: str | None) -
     config = model.peft_config[model.active_adapter]
     config.base_model_name_or_path = base
     config.revision = revision
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with replaced_whole(folder) as unfinished:
         model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # what a full disk left of it

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from ds_higgs.config import Config
 from ds_higgs.errors import UserError
+from ds_higgs.files import write_atomically
 
 # The flags that people of this field type, and the keys they stand for.
 SHORT_FLAGS = {
@@ -78,13 +79,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_config(config: Config, path: Path) -> None:
     """Write the whole resolved configuration, paths made absolute: `train -c` of it reproduces the run."""
-    path.write_text(
-        "# ds-higgs train -c "
-        + str(path)
-        + "\n"
-        + yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True),
-        encoding="utf-8",
-    )
+    values = yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True)
+    write_atomically(path, f"# ds-higgs train -c {path}\n{values}".encode())
 
 
 def resolved(config: Config) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ds_higgs.checkpoint.adapter import read_adapter_weights
 from ds_higgs.errors import UserError
+from ds_higgs.files import replaced_whole, write_json
 from ds_higgs.model.loading import (
     ORIGINAL_REVISION,
     RELEASED_REPOSITORY,
@@ -26,7 +27,7 @@ from ds_higgs.model.loading import (
 )
 from ds_higgs.model.lora import apply_lora
 from ds_higgs.model.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, merge_adapter, read_adapter_config
-from ds_higgs.model.native_export import save_native_adapter, save_native_model, write_json
+from ds_higgs.model.native_export import save_native_adapter, save_native_model
 from ds_higgs.model_card import BASE_LICENCE, TrainingFacts, describe, write_card
 from ds_higgs.run_folder import RunFolder
 
@@ -72,7 +73,7 @@ def export(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; expected a new or empty folder")
-    with _written_whole(out) as unfinished, open_adapter(source, step=step, base=base) as adapter:
+    with replaced_whole(out) as unfinished, open_adapter(source, step=step, base=base) as adapter:
         if merge:
             _export_merged(adapter, unfinished, dtype=DTYPES[precision], layout=layout)
         else:
@@ -160,21 +161,6 @@ def _copy_companions(base: Path, out: Path) -> None:
         for path in base.glob(pattern):
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, out / path.name)
-
-
-@contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place at the end, or goes away."""
-    unfinished = out.with_name(out.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _build_card(adapter: Adapter, *, title: str, merged: bool, layout: Format, licence: str) -> str:

@@ -1,6 +1,5 @@
 """The training run: set-up, loop, and what happens every so many steps."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -37,6 +36,7 @@ from ds_higgs.engine import (
 )
 from ds_higgs.evaluate import evaluate
 from ds_higgs.failures import FailureWatch
+from ds_higgs.files import write_json
 from ds_higgs.launcher import find_launcher
 from ds_higgs.listening.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
@@ -376,7 +376,7 @@ class Trainer:
             "grad_norm": result.grad_norm,
         }
         path = self.run_dir / f"nonfinite-step-{step:08d}-rank-{self.ranks.rank:05d}.json"
-        path.write_text(json.dumps(json_values(record), indent=2) + "\n", encoding="utf-8")
+        write_json(path, json_values(record))
 
 
 def write_run_folder(config: Config, deepspeed_config: dict[str, Any]) -> None:
@@ -384,4 +384,4 @@ def write_run_folder(config: Config, deepspeed_config: dict[str, Any]) -> None:
     folder = config.run.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     write_config(config, folder / "config.yaml")
-    (folder / "ds_config.json").write_text(json.dumps(deepspeed_config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "ds_config.json", deepspeed_config)

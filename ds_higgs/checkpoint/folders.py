@@ -5,15 +5,13 @@ import shutil
 from pathlib import Path
 
 from ds_higgs.checkpoint.marker import Marker, MarkerError, read_marker
-from ds_higgs.checkpoint.writing import sync_folder, write_atomically
+from ds_higgs.files import begin_folder, mend_folders, publish_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
 LATEST_NAME = "latest"
 SUPERSEDED_NAME = "superseded"  # checkpoints of a future that the run went back from
 _STEP_PREFIX = "step-"
-_PARTIAL_PREFIX = ".partial-"
-_REPLACED_PREFIX = ".replaced-"
 
 
 def checkpoints_folder(run_dir: Path) -> Path:
@@ -32,39 +30,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def begin_partial(folder: Path, step: int) -> Path:
     """An empty folder to write a checkpoint into, after removing what earlier saves left unfinished."""
-    folder.mkdir(parents=True, exist_ok=True)
     clean_up(folder)
-    partial = folder / f"{_PARTIAL_PREFIX}{step_name(step)}"
-    partial.mkdir()
-    return partial
+    return begin_folder(folder / step_name(step))
 
 
 def publish(partial: Path, step: int) -> Path:
     """Give a written and synced checkpoint its name, then point `latest` at it."""
-    folder = partial.parent
-    final = folder / step_name(step)
-    replaced = folder / f"{_REPLACED_PREFIX}{final.name}"
-    sync_folder(partial)
-    if final.exists():
-        final.rename(replaced)
-    partial.rename(final)
-    sync_folder(folder)
-    write_atomically(folder / LATEST_NAME, final.name.encode())
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    final = partial.parent / step_name(step)
+    publish_folder(partial, final)
+    write_atomically(partial.parent / LATEST_NAME, final.name.encode())
     return final
 
 
 def clean_up(folder: Path) -> None:
     """Remove unfinished checkpoints; put a complete one back that was killed while it was being replaced."""
-    for replaced in folder.glob(f"{_REPLACED_PREFIX}{_STEP_PREFIX}*"):
-        original = folder / replaced.name[len(_REPLACED_PREFIX) :]
-        if original.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(original)
-    for partial in folder.glob(f"{_PARTIAL_PREFIX}*"):
-        shutil.rmtree(partial)
+    mend_folders(folder)
 
 
 def retain(folder: Path, *, newest: Path, keep_latest: int) -> None:

@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ds_higgs.files import hash_file
+
 MARKER_NAME = "complete.json"
 FORMAT_VERSION = 1
 _READ_BYTES = 1 << 22
@@ -85,17 +87,9 @@ def _find_file_damage(path: Path, record: FileRecord) -> str | None:
     size = path.stat().st_size
     if size != record.size:
         return f"{path} has {size} bytes, {record.size} were written"
-    if _file_sha256(path) != record.sha256:
+    if hash_file(path) != record.sha256:
         return f"{path} is damaged: its SHA-256 is not the one that was written"
     return None
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _checksum(fields: dict) -> str:

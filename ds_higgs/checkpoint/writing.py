@@ -143,24 +143,5 @@ def recorded_writes(engine) -> Iterator[RecordingWriter]:
         del engine._copy_recovery_script
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a small file by a rename, so that a reader sees the old content or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    file = HashingFile(partial)
-    file.write(data)
-    file.finish()
-    partial.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries (names made, renamed, removed) to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def describe_os_error(error: OSError, path: Path) -> str:
     return f"{error.filename or path}: {error.strerror or error}"

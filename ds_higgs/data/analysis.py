@@ -11,11 +11,11 @@ from safetensors.numpy import load_file, save
 
 from ds_higgs.data.chatml import NO_URL, TokenizedSample, parse_sample, tokenize
 from ds_higgs.data.clips import Clip, ClipFinder, clips_from_json, clips_to_json
-from ds_higgs.data.files import write_atomically
 from ds_higgs.data.manifest import Entry, problem_at, read_manifest
 from ds_higgs.data.problems import BadSampleError, Problem
 from ds_higgs.data.references import move_references
 from ds_higgs.data.rules import SampleRules, check_fits
+from ds_higgs.files import write_atomically
 
 
 @dataclass(frozen=True)

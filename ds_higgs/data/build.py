@@ -24,12 +24,12 @@ from ds_higgs.data.cache import CodeCache
 from ds_higgs.data.clips import ClipFinder, HashMemo
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Encoder, Progress, plan_units, start_helpers
-from ds_higgs.data.files import write_atomically
 from ds_higgs.data.manifest import problem_at
 from ds_higgs.data.problems import BadSampleError, Problem, raise_problems
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics, compute_statistics
 from ds_higgs.errors import UserError
+from ds_higgs.files import write_atomically
 
 OnBadSample = Literal["error", "skip"]
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from ds_higgs.data.files import remove_leftovers, write_atomically
 from ds_higgs.errors import UserError
+from ds_higgs.files import remove_leftovers, write_atomically
 
 SHARD_PATTERN = "shard-*.safetensors"
 KEY_BYTES = 16

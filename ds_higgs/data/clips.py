@@ -11,9 +11,9 @@ from boson_multimodal.data_types import AudioContent
 from ds_higgs.data.audio import AudioLimits, AudioSource, Segment, check_file, check_header, decode_base64
 from ds_higgs.data.cache import CodeCache, clip_key
 from ds_higgs.data.chatml import NO_URL
-from ds_higgs.data.files import hash_file, write_atomically
 from ds_higgs.data.manifest import read_entry
 from ds_higgs.data.problems import BadSampleError
+from ds_higgs.files import hash_file, write_atomically
 
 MAX_MEMO_FILES = 32
 

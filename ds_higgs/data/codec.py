@@ -1,7 +1,6 @@
 """Audio codecs behind one interface: a Hugging Face DAC folder, or boson's Higgs audio tokenizer."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from ds_higgs.data.files import hash_file
 from ds_higgs.errors import UserError
+from ds_higgs.files import hash_file, read_json
 
 HIGGS_TOKENIZER = "bosonai/higgs-audio-v2-tokenizer"
 HIGGS_TOKENIZER_REVISION = "9d4988fbd4ad07b4cac3a5fa462741a41810dbec"  # the last in boson's own format
@@ -125,15 +124,9 @@ def pad_to_hop(waveform: np.ndarray, hop_length: int) -> np.ndarray:
 
 
 def _read_config(folder: Path) -> dict:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: not an audio codec: there is no config.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'}: expected an object")
-    return config
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not an audio codec: there is no config.json")
+    return read_json(folder / "config.json")
 
 
 def _describe_dac(folder: Path, config: dict) -> CodecSource:

@@ -15,8 +15,8 @@ from ds_higgs.data.audio import decode
 from ds_higgs.data.cache import CodeCache, EncodedClip
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.codec import AudioCodec, CodecSource
-from ds_higgs.data.files import NumberLocks
 from ds_higgs.data.problems import BadSampleError
+from ds_higgs.files import NumberLocks
 
 UNIT_CLIPS = 64
 UNIT_SECONDS = 600.0

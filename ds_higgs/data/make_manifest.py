@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ds_higgs.data.files import write_atomically
 from ds_higgs.data.sources.datasets_folder import is_datasets_folder, read_datasets_folder
 from ds_higgs.data.sources.metadata import read_metadata
 from ds_higgs.data.sources.pairs import read_pairs
@@ -16,6 +15,7 @@ from ds_higgs.data.sources.swift import read_swift
 from ds_higgs.data.sources.tables import read_table
 from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.errors import UserError
+from ds_higgs.files import write_atomically
 
 Form = Literal["pairs", "table", "swift", "metadata", "datasets"]
 SYSTEM_MESSAGE = (

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_higgs.data.files import write_atomically
 from ds_higgs.errors import UserError
+from ds_higgs.files import write_atomically
 
 MAX_LISTED = 50
 

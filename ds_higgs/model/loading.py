@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ds_higgs.errors import UserError
+from ds_higgs.files import read_json
 from ds_higgs.model import native_format
 from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
@@ -268,11 +269,7 @@ def _check_has_higgs_config(folder: Path) -> None:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder}: not a Higgs Audio checkpoint: it has no config.json")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        model_type = config.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{config_file}: not a JSON object: {error}") from error
+    model_type = read_json(config_file).get("model_type")
     if model_type not in (HiggsAudioConfig.model_type, native_format.MODEL_TYPE):
         raise UserError(
             f"{config_file}: not a Higgs Audio checkpoint: model_type is {model_type!r}, "

@@ -1,6 +1,5 @@
 """Reads an adapter onto a base model, and merges it into the weights in fp32 with one rounding at the end."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 
 from ds_higgs.errors import UserError
+from ds_higgs.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -25,10 +25,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (adapter / name).is_file():
             raise UserError(f"{adapter}: not an adapter: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
-    try:
-        config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{adapter / ADAPTER_CONFIG}: not JSON: {error}") from error
+    config = read_json(adapter / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{adapter / ADAPTER_CONFIG}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
     return config

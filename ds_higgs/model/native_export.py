@@ -1,13 +1,12 @@
 """Writes models and adapters in the format of transformers >= 5.3."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
+from ds_higgs.files import read_json, write_json
 from ds_higgs.model import native_format
 from ds_higgs.model.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -47,10 +46,5 @@ def save_native_adapter(adapter: Path, folder: Path, *, base: str) -> None:
     tensors = load_file(adapter / ADAPTER_WEIGHTS)
     renamed = {native_format.to_native_adapter_name(name): tensor for name, tensor in tensors.items()}
     save_file(renamed, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = read_json(adapter / ADAPTER_CONFIG)
     write_json(folder / ADAPTER_CONFIG, native_format.to_native_adapter_config(config, base=base))
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write `content` as people read JSON."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 The two hold the same tensors under other names. What one of them can say and the other cannot is refused.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from transformers import LlamaConfig
 
 from ds_higgs.errors import UserError
+from ds_higgs.files import read_json
 
 MODEL_TYPE = "higgs_audio_v2"
 ARCHITECTURE = "HiggsAudioV2ForConditionalGeneration"
@@ -86,7 +86,7 @@ def _replace_beginning(name: str, beginnings: Mapping[str, str]) -> str:
 
 def is_native(folder: Path) -> bool:
     """Whether `folder`/config.json is of the native format."""
-    return _read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+    return read_json(folder / "config.json").get("model_type") == MODEL_TYPE
 
 
 def to_native_config(config: HiggsAudioConfig, *, eos_token_id: int) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _check_has_native_form(config: HiggsAudioConfig) -> None:
 
 def read_original_config(folder: Path) -> HiggsAudioConfig:
     """The original config of the native checkpoint in `folder`, with the audio tokens' ids of its tokenizer."""
-    return to_original_config(_read_json(folder / "config.json"), token_ids=read_token_ids(folder))
+    return to_original_config(read_json(folder / "config.json"), token_ids=read_token_ids(folder))
 
 
 def to_original_config(native: Mapping[str, Any], *, token_ids: Mapping[str, int]) -> HiggsAudioConfig:
@@ -183,7 +183,7 @@ def read_token_ids(folder: Path) -> dict[str, int]:
         UserError: if one that Higgs Audio needs is missing.
     """
     file = folder / "tokenizer.json"
-    ids = {token["content"]: token["id"] for token in _read_json(file).get("added_tokens", ())}
+    ids = {token["content"]: token["id"] for token in read_json(file).get("added_tokens", ())}
     needed = ("<|begin_of_text|>", "<|end_of_text|>", *_TOKEN_IDS.values())
     if missing := [token for token in needed if token not in ids]:
         raise UserError(f"{file}: not the tokenizer of Higgs Audio v2: it lacks {', '.join(missing)}")
@@ -209,13 +209,3 @@ def to_native_adapter_config(config: Mapping[str, Any], *, base: str) -> dict[st
         "target_modules": rf"model\.(?:{target_modules})",
         "modules_to_save": [to_native_name(f"{name}.").rstrip(".") for name in config["modules_to_save"] or ()] or None,
     }
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object")
-    return content

@@ -7,6 +7,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioEncod
 from transformers import DacConfig, DacModel, LlamaConfig, PreTrainedTokenizerBase
 
 from ds_higgs.errors import UserError
+from ds_higgs.files import settle_folder
 from ds_higgs.model.tiny_tokenizer import build_tiny_tokenizer
 
 CODEC_FOLDER = "codec"
@@ -48,6 +49,7 @@ def write_tiny_base(
         torch.manual_seed(seed)
         DacModel(_tiny_codec_config()).save_pretrained(folder / CODEC_FOLDER)
     tokenizer.save_pretrained(folder)
+    settle_folder(folder)
 
 
 def build_tiny_config(

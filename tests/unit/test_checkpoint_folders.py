@@ -7,7 +7,7 @@ import pytest
 from ds_higgs.checkpoint import find_checkpoint
 from ds_higgs.checkpoint.folders import begin_partial, clean_up, list_checkpoints, publish, retain
 from ds_higgs.checkpoint.marker import MARKER_NAME, Marker, MarkerError, encode_marker, find_damage, read_marker
-from ds_higgs.checkpoint.writing import HashingFile, write_atomically
+from ds_higgs.checkpoint.writing import HashingFile
 from ds_higgs.errors import UserError
 
 CONTENTS = {"weights.pt": b"w" * 5000, "rank-00000.safetensors": b"r" * 100, "state.json": b"{}"}
@@ -153,9 +153,3 @@ def test_write_errors_wait_until_the_file_is_finished(tmp_path):
     assert file.write(b"more") == 4
     with pytest.raises(OSError, match="No space left"):
         file.finish()
-
-
-def test_write_atomically_leaves_nothing_else_behind(tmp_path):
-    write_atomically(tmp_path / "latest", b"one")
-    write_atomically(tmp_path / "latest", b"two")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("latest", b"two")]

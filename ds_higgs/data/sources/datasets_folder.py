@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_higgs.data.files import write_atomically
 from ds_higgs.data.sources.tables import SPEAKER_NAMES, TEXT_NAMES
 from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Utterance, existing_file
 from ds_higgs.errors import UserError
+from ds_higgs.files import write_atomically
 
 
 def is_datasets_folder(folder: Path) -> bool:

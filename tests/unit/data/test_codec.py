@@ -142,8 +142,8 @@ def test_the_base_checkpoints_own_codec_is_the_default(tiny_base, tmp_path, monk
     ("files", "message"),
     [
         ({}, "there is no config.json"),
-        ({"config.json": "{"}, "config.json: cannot be read"),
-        ({"config.json": "[]"}, "expected an object"),
+        ({"config.json": "{"}, "config.json: cannot be read as JSON"),
+        ({"config.json": "[]"}, "expected a JSON object"),
         ({"config.json": '{"model_type": "mimi"}'}, "not an audio codec; expected"),
         ({"config.json": '{"model_type": "dac"}'}, "has no model.safetensors"),
         ({"config.json": '{"model_type": "dac"}', "model.safetensors": ""}, "config.json: .*sampling_rate"),

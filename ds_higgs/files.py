@@ -1,0 +1,175 @@
+"""Files and folders that appear whole or not at all, JSON that a user may have damaged, locks, and content hashes."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ds_higgs.errors import UserError
+
+_PARTIAL_PREFIX = ".partial-"
+_REPLACED_PREFIX = ".replaced-"
+_READ_BYTES = 1 << 20
+# Of an fsync of a folder, on file systems that promise nothing about the order of names (some network and user ones).
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary file beside `path` and rename it: readers see the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with open(temporary, "wb") as file:  # not `tempfile`, whose files nobody else may read
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as people read JSON, atomically."""
+    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        UserError: for a file that is missing, cannot be read, or holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed; nobody takes an hour to write one."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
+
+
+@contextmanager
+def replaced_whole(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place at the end, or goes away where an exception is raised."""
+    partial = begin_folder(folder)
+    try:
+        yield partial
+        publish_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def begin_folder(folder: Path) -> Path:
+    """An empty folder to write what shall become `folder`, beside it, after mending what a killed writer left."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mend_folder(folder)
+    partial = folder.with_name(_PARTIAL_PREFIX + folder.name)
+    partial.mkdir()
+    return partial
+
+
+def publish_folder(partial: Path, folder: Path) -> None:
+    """Give `partial`, once all of it is on the disk, the name `folder`; one that has it goes after that.
+
+    A kill between the two renames leaves the old one beside it, whole: `mend_folder` gives it its name again.
+    """
+    settle_folder(partial)
+    replaced = folder.with_name(_REPLACED_PREFIX + folder.name)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    sync_folder(folder.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def mend_folder(folder: Path) -> None:
+    """Finish or undo what a killed writer of `folder` began."""
+    replaced = folder.with_name(_REPLACED_PREFIX + folder.name)
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
+    for leftover in (replaced, folder.with_name(_PARTIAL_PREFIX + folder.name)):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+
+
+def mend_folders(parent: Path) -> None:
+    """Finish or undo what killed writers of any folder in `parent` began."""
+    for prefix in (_REPLACED_PREFIX, _PARTIAL_PREFIX):
+        for leftover in parent.glob(f"{prefix}*"):
+            mend_folder(parent / leftover.name.removeprefix(prefix))
+
+
+def settle_folder(folder: Path) -> None:
+    """Bring all files to the disk, and let those read them who may read the folder.
+
+    safetensors writes files that nobody but their owner may read.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = Path(root, name)
+            found = path.stat().st_mode
+            if found | mode != found:
+                path.chmod(found | mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(root))
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries (names made, renamed, removed) to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class NumberLocks:
+    """Locks by number on one file, which the operating system frees when the process ends, however it ends."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "a")  # noqa: SIM115 - closing it would free the locks
+
+    @contextmanager
+    def hold(self, number: int, *, wait: bool) -> Iterator[bool]:
+        """Hold lock `number`, 0 to 2^62; yields False where another process has it and `wait` is off."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: held by another process
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
