@@ -1,0 +1,87 @@
+"""Simulates training steps, whole and broken on purpose, and prints what was counted as JSON; run as a script.
+
+The simulated device has to be there before torch is, and a process that used it can only be left by `os._exit`.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import simulate  # isort: skip  (before torch)
+
+import json
+import os
+from collections.abc import Callable
+
+import torch
+
+from ds_higgs.model import packed_rows
+
+BATCH_SIZE = 3
+Change = Callable[[torch.nn.Module], None]
+
+
+def after_layers(function: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    """Put `function` behind every decoder layer."""
+
+    def change(model: torch.nn.Module) -> None:
+        for layer in model.layers:
+            layer.register_forward_hook(lambda layer, inputs, outputs: (function(outputs[0]), *outputs[1:]))
+
+    return change
+
+
+def wait_for_the_device(rows: torch.Tensor) -> torch.Tensor:
+    torch.ones(2, dtype=torch.int64, device="cuda").nonzero()
+    return rows
+
+
+def compute_on_the_cpu(rows: torch.Tensor) -> torch.Tensor:
+    torch.zeros(2).exp()
+    return rows
+
+
+def with_a_mask(model: torch.nn.Module) -> None:
+    def attend(query, key, value):
+        heads = [states.transpose(1, 2) for states in (query, key, value)]
+        mask = torch.ones(heads[0].shape[2], heads[0].shape[2], dtype=torch.bool, device="cuda")
+        return torch.nn.functional.scaled_dot_product_attention(*heads, mask, enable_gqa=True).transpose(1, 2)
+
+    packed_rows._sdpa = attend
+
+
+CHANGES: dict[str, Change | None] = {
+    "whole": None,
+    "another kernel": after_layers(lambda rows: rows * 2),
+    "another tensor kept": after_layers(lambda rows: rows.relu()),
+    "a wait in the layers": after_layers(wait_for_the_device),
+    "on the cpu": after_layers(compute_on_the_cpu),
+    "on two devices": after_layers(lambda rows: rows + torch.ones(3072, dtype=rows.dtype)),
+    "attention with a mask": with_a_mask,  # the last: it stays
+}
+
+
+def count(change: Change | None) -> dict:
+    """Counts of a step, by layer where they grow with the layers; or the error that the device raised."""
+    try:
+        two, three = (
+            simulate.simulate(simulate.Setting(layers=layers, batch_size=BATCH_SIZE), change=change)
+            for layers in (2, 3)
+        )
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {
+        "forward_kernels_per_layer": three.forward_kernels - two.forward_kernels,
+        "backward_kernels_per_layer": three.backward_kernels - two.backward_kernels,
+        "waits": three.forward_waits,
+        "waits_per_layer": len(three.forward_waits) - len(two.forward_waits),
+        "backward_waits": three.backward_waits,
+        "computed_on_cpu": three.computed_on_cpu,
+        "attention": three.attention,
+        "kept_bytes_per_layer_and_position": (three.kept_bytes - two.kept_bytes) / three.num_tokens,
+    }
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps({name: count(change) for name, change in CHANGES.items()}))
+    os._exit(0)

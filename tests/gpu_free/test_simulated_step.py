@@ -1,0 +1,63 @@
+"""The training step on a simulated GPU at the released shapes: what it launches, waits for and keeps must not grow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.launching import ROOT
+
+# Measured, as they are: whoever lowers one lowers it here.
+KERNELS_PER_LAYER = 306  # forward and backward, torch's own kernels, rank 16, dropout 0.05
+WAITS = 32
+KEPT_BYTES_PER_LAYER_AND_POSITION = 182_300
+
+
+def find_problems(counts: dict) -> list[str]:
+    """Why a step is not what it has to be."""
+    if "error" in counts:
+        return ["error"]
+    kernels = counts["forward_kernels_per_layer"] + counts["backward_kernels_per_layer"]
+    checks = {
+        "kernels": kernels <= KERNELS_PER_LAYER,
+        "kept": counts["kept_bytes_per_layer_and_position"] <= KEPT_BYTES_PER_LAYER_AND_POSITION,
+        "waits in layers": counts["waits_per_layer"] == 0 and not counts["backward_waits"],
+        "waits": len(counts["waits"]) <= WAITS,
+        "cpu": set(counts["computed_on_cpu"]) <= {"aten.lift_fresh.default"},
+        "attention": set(counts["attention"]) == {"flash"},
+    }
+    return [name for name, passed in checks.items() if not passed]
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What was counted in the whole step and in each that is broken on purpose."""
+    found = tmp_path_factory.mktemp("simulated") / "counts.json"
+    script = Path(__file__).with_name("simulated_steps.py")
+    subprocess.run([sys.executable, str(script), str(found)], check=True, cwd=ROOT, timeout=300)
+    return json.loads(found.read_text())
+
+
+def test_the_step_launches_keeps_and_waits_for_no_more_than_it_did(counted):
+    assert not find_problems(counted["whole"]), counted["whole"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        ("another kernel", "kernels"),
+        ("another tensor kept", "kept"),
+        ("a wait in the layers", "waits in layers"),
+        ("on the cpu", "cpu"),
+        ("on two devices", "error"),
+        ("attention with a mask", "attention"),
+    ],
+)
+def test_a_step_that_is_broken_is_noticed(counted, broken: str, problem: str):
+    assert problem in find_problems(counted[broken])
+
+
+def test_one_more_wait_is_noticed(counted):
+    assert find_problems({**counted["whole"], "waits": ["a wait"] * (WAITS + 1)}) == ["waits"]
