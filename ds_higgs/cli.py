@@ -185,7 +185,10 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             value = waiting.pop(0)
         key = SHORT_FLAGS.get(name, name)
         if key in known or key.startswith("zero.extra."):
-            overrides[key] = parse_value(value)
+            try:
+                overrides[key] = parse_value(value)
+            except UserError as error:
+                problems.append(f"{flag}: {error}")
         elif not name.startswith("local_rank") and not name.startswith("local-rank"):  # the launcher's own flag
             near = nearest_key(key)
             problems.append(f"{flag}: unknown flag" + (f"; did you mean --{near}?" if near else ""))

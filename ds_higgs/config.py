@@ -1,27 +1,40 @@
 """The configuration: frozen, validated, the one source of every default."""
 
+import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from ds_higgs.config_types import (
+    Count,
+    CountOrZero,
+    FilePath,
+    FreeSettings,
+    PathText,
+    Positive,
+    PositiveOrZero,
+    Probability,
+    Seconds,
+    SecondsOrZero,
+    Seed,
+    Text,
+    find_not_finite,
+    read_number,
+)
+
 LoraTarget = Literal["attention", "text_ffn", "audio_ffn"]
 SavedModule = Literal["audio_head", "audio_embeddings", "text_head"]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 BestMeasure = Literal[
     "loss",
     "text_loss",
@@ -44,10 +57,10 @@ class Section(BaseModel):
 class RunConfig(Section):
     """What a run is and when it ends."""
 
-    output_dir: Path = Field(description="Folder that the run writes; made where it is missing.")
-    seed: NonNegativeInt = Field(0, description="Seed of LoRA's initial weights, dropout and the order of samples.")
-    epochs: PositiveInt = Field(1, description="Passes over the training manifest.")
-    max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps, if sooner.")
+    output_dir: FilePath = Field(description="Folder that the run writes; made where it is missing.")
+    seed: Seed = Field(0, description="Seed of LoRA's initial weights, dropout and the order of samples.")
+    epochs: Count = Field(1, description="Passes over the training manifest.")
+    max_steps: Count | None = Field(None, description="Stop after this many optimizer steps, if sooner.")
     deterministic: bool = Field(False, description="Refuse CUDA kernels whose results differ from run to run.")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="At a NaN or infinite loss or gradient: stop the run, or leave that update out."
@@ -57,8 +70,8 @@ class RunConfig(Section):
 class ModelConfig(Section):
     """The base checkpoint."""
 
-    base: str = Field(description="Folder or hub id of the base checkpoint.")
-    revision: str | None = Field(
+    base: PathText = Field(description="Folder or hub id of the base checkpoint.")
+    revision: Text | None = Field(
         None, description="Hub revision; for the released repository, by default the last one in the original format."
     )
     allow_fork: bool = Field(False, description="Accept a boson_multimodal whose forward computes losses itself.")
@@ -68,10 +81,10 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """Which weights learn."""
 
-    rank: PositiveInt = Field(16, description="Rank of every LoRA pair.")
-    alpha: PositiveInt = Field(32, description="LoRA scale: alpha / rank (alpha / sqrt(rank) with rslora).")
+    rank: Count = Field(16, description="Rank of every LoRA pair.")
+    alpha: Count = Field(32, description="LoRA scale: alpha / rank (alpha / sqrt(rank) with rslora).")
     dropout: Probability = Field(0.05, description="Dropout before LoRA's first matrix.")
-    targets: tuple[LoraTarget, ...] | str = Field(
+    targets: tuple[LoraTarget, ...] | Text = Field(
         ("attention", "text_ffn", "audio_ffn"),
         description="Paths that get LoRA, or a regular expression over module names.",
     )
@@ -81,38 +94,60 @@ class LoraConfig(Section):
     rslora: bool = Field(False, description="Rank-stabilised scaling.")
     dora: bool = Field(False, description="Weight-decomposed LoRA.")
 
+    @field_validator("targets")
+    @classmethod
+    def _name_something(cls, targets: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if not targets:
+            raise ValueError("is empty: expected any of attention, text_ffn, audio_ffn, or a regular expression")
+        if isinstance(targets, str):
+            try:
+                re.compile(targets)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"is not a regular expression: {error}") from None
+        return targets
+
 
 class DataConfig(Section):
     """Manifests, codes and batches."""
 
-    train_manifest: Path = Field(description="JSON array or JSON lines of ChatML samples.")
-    val_manifest: Path | None = Field(None, description="The same, for validation.")
-    audio_root: Path | None = Field(None, description="Where relative audio paths start; default: beside the manifest.")
-    cache_dir: Path | None = Field(None, description="Code cache, shared by runs; ~/.cache/ds_higgs/codes if unset.")
-    codec: str | None = Field(None, description="Codec folder or hub id; the base checkpoint's own if unset.")
-    batch_size: PositiveInt = Field(2, description="Samples in a micro-batch, per GPU.")
-    max_tokens: PositiveInt | None = Field(
+    train_manifest: FilePath = Field(description="JSON array or JSON lines of ChatML samples.")
+    val_manifest: FilePath | None = Field(None, description="The same, for validation.")
+    audio_root: FilePath | None = Field(
+        None, description="Where relative audio paths start; default: beside the manifest."
+    )
+    cache_dir: FilePath | None = Field(
+        None, description="Code cache, shared by runs; ~/.cache/ds_higgs/codes if unset."
+    )
+    codec: PathText | None = Field(None, description="Codec folder or hub id; the base checkpoint's own if unset.")
+    batch_size: Count = Field(2, description="Samples in a micro-batch, per GPU.")
+    max_tokens: Count | None = Field(
         None, description="Expanded positions in a micro-batch, padding included; replaces batch_size."
     )
-    num_workers: NonNegativeInt = Field(2, description="Collation processes per GPU.")
+    num_workers: CountOrZero = Field(2, description="Collation processes per GPU.")
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="At a sample that cannot be trained on: report and stop, or leave it out."
     )
-    max_audio_s: PositiveFloat = Field(30.0, description="Longest audio clip, in seconds.")
-    min_audio_s: NonNegativeFloat = Field(0.2, description="Shortest audio clip, in seconds.")
+    max_audio_s: Seconds = Field(30.0, description="Longest audio clip, in seconds.")
+    min_audio_s: SecondsOrZero = Field(0.2, description="Shortest audio clip, in seconds.")
     reference_turn: Literal["as_is", "assistant"] = Field(
         "as_is", description="Move a user message's reference audio into an earlier assistant turn."
     )
     use_delay_pattern: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
     encode_whisper_embed: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
 
+    @model_validator(mode="after")
+    def _some_length_is_allowed(self) -> "DataConfig":
+        if self.min_audio_s > self.max_audio_s:
+            raise ValueError(f"min_audio_s {self.min_audio_s:g} is above max_audio_s {self.max_audio_s:g}")
+        return self
+
 
 class LossConfig(Section):
     """How the two streams add up."""
 
-    text_weight: NonNegativeFloat = Field(1.0, description="Factor of text_loss.")
-    audio_weight: NonNegativeFloat = Field(1.0, description="Factor of audio_loss.")
-    codebook_weights: tuple[NonNegativeFloat, ...] | None = Field(
+    text_weight: PositiveOrZero = Field(1.0, description="Factor of text_loss.")
+    audio_weight: PositiveOrZero = Field(1.0, description="Factor of audio_loss.")
+    codebook_weights: tuple[PositiveOrZero, ...] | None = Field(
         None, description="One per codebook, normalised to sum 1; equal if unset."
     )
 
@@ -120,35 +155,35 @@ class LossConfig(Section):
     def _something_to_learn(self) -> "LossConfig":
         if self.text_weight == self.audio_weight == 0:
             raise ValueError("text_weight and audio_weight are both 0: nothing would be learned")
-        if self.codebook_weights is not None and sum(self.codebook_weights) == 0:
-            raise ValueError("codebook_weights are all 0")
+        if self.codebook_weights is not None and not 0 < sum(self.codebook_weights) < math.inf:
+            raise ValueError("codebook_weights have no sum to divide by: expected numbers of which one is above 0")
         return self
 
 
 class OptimConfig(Section):
     """AdamW and its schedule."""
 
-    learning_rate: PositiveFloat = Field(2e-4, description="Peak learning rate.")
-    weight_decay: NonNegativeFloat = Field(0.01, description="Decoupled weight decay.")
+    learning_rate: Positive = Field(2e-4, description="Peak learning rate.")
+    weight_decay: PositiveOrZero = Field(0.01, description="Decoupled weight decay.")
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Adam's decay rates.")
-    eps: PositiveFloat = Field(1e-8, description="Adam's epsilon.")
-    warmup_steps: NonNegativeInt = Field(0, description="Optimizer steps of linear warm-up.")
+    eps: Positive = Field(1e-8, description="Adam's epsilon.")
+    warmup_steps: CountOrZero = Field(0, description="Optimizer steps of linear warm-up.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up, to 0.")
-    max_grad_norm: NonNegativeFloat = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
-    gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-batches per GPU in one optimizer step.")
+    max_grad_norm: PositiveOrZero = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
+    gradient_accumulation_steps: Count = Field(1, description="Micro-batches per GPU in one optimizer step.")
 
 
 class ZeroConfig(Section):
     """What DeepSpeed does."""
 
-    stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage.")
+    stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(read_number)] = Field(2, description="ZeRO stage.")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="Of weights and activations.")
     offload_optimizer: bool = Field(False, description="Keep master weights and moments in CPU memory (stage 1 to 3).")
     overlap_comm: bool = Field(False, description="Reduce on a second stream; gains little at LoRA's sizes.")
-    reduce_bucket_size: PositiveInt = Field(50_000_000, description="Elements of a reduction bucket.")
-    allgather_bucket_size: PositiveInt = Field(50_000_000, description="Elements of an all-gather bucket.")
+    reduce_bucket_size: Count = Field(50_000_000, description="Elements of a reduction bucket.")
+    allgather_bucket_size: Count = Field(50_000_000, description="Elements of an all-gather bucket.")
     fp32_reduction: bool = Field(True, description="Reduce and hold reduced gradients in fp32.")
-    extra: dict[str, Any] = Field(default_factory=dict, description="Any DeepSpeed key; merged last.")
+    extra: FreeSettings = Field(default_factory=dict, description="Any DeepSpeed key; merged last.")
 
     @field_validator("extra")
     @classmethod
@@ -161,6 +196,13 @@ class ZeroConfig(Section):
                 "expected it in the tracker's environment variable (WANDB_API_KEY, COMET_API_KEY)",
                 {"keys": ", ".join(secrets)},
             )
+        return extra
+
+    @field_validator("extra")
+    @classmethod
+    def _can_be_json(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if wrong := sorted(find_not_finite(extra)):
+            raise ValueError(f"expected numbers that are finite at {', '.join(wrong)}")
         return extra
 
 
@@ -176,7 +218,7 @@ def _find_secrets(value: Any, path: str) -> Iterator[str]:
 class MemoryConfig(Section):
     """Time against memory."""
 
-    activation_checkpointing: Literal["auto", "none", "full"] | PositiveInt = Field(
+    activation_checkpointing: Literal["auto", "none", "full"] | Count = Field(
         "auto", description="Which decoder layers are computed again in the backward pass; N: every N-th."
     )
     supervised_text_head: bool = Field(True, description="Run the heads only where a label stands.")
@@ -190,26 +232,26 @@ class MemoryConfig(Section):
 class CheckpointConfig(Section):
     """When to save, what to keep, where to go on."""
 
-    save_steps: PositiveInt = Field(1000, description="Save every this many optimizer steps, and at the end.")
-    keep_latest: PositiveInt = Field(3, description="Checkpoints kept.")
-    resume: str = Field("auto", description="auto: the run's newest complete checkpoint; never; or a path.")
+    save_steps: Count = Field(1000, description="Save every this many optimizer steps, and at the end.")
+    keep_latest: Count = Field(3, description="Checkpoints kept.")
+    resume: PathText = Field("auto", description="auto: the run's newest complete checkpoint; never; or a path.")
     on_save_error: Literal["stop", "warn"] = Field("stop", description="At a save that fails: stop, or go on.")
 
 
 class EvalConfig(Section):
     """Validation."""
 
-    eval_steps: PositiveInt = Field(500, description="Validate every this many optimizer steps, before and at the end.")
-    max_batches: PositiveInt | None = Field(None, description="Validation micro-batches per GPU; all if unset.")
-    num_audio_samples: NonNegativeInt = Field(0, description="Validation prompts to speak and save as WAV.")
-    audio_every: PositiveInt | None = Field(
+    eval_steps: Count = Field(500, description="Validate every this many optimizer steps, before and at the end.")
+    max_batches: Count | None = Field(None, description="Validation micro-batches per GPU; all if unset.")
+    num_audio_samples: CountOrZero = Field(0, description="Validation prompts to speak and save as WAV.")
+    audio_every: Count | None = Field(
         None, description="Speak every this many optimizer steps; at every validation if unset."
     )
-    max_audio_s: PositiveFloat = Field(20.0, description="Longest spoken sample, in seconds.")
+    max_audio_s: Seconds = Field(20.0, description="Longest spoken sample, in seconds.")
     best_by: BestMeasure | None = Field(
         None, description="Keep adapters/best by this measure: a validation loss, or one of the spoken samples."
     )
-    patience: PositiveInt | None = Field(
+    patience: Count | None = Field(
         None, description="Stop after this many evaluations in a row without a better value of best_by."
     )
 
@@ -217,11 +259,11 @@ class EvalConfig(Section):
 class LoggingConfig(Section):
     """What is shown and recorded."""
 
-    log_steps: PositiveInt = Field(10, description="Optimizer steps between lines on screen and in the trackers.")
+    log_steps: Count = Field(10, description="Optimizer steps between lines on screen and in the trackers.")
     progress: bool = Field(True, description="Progress bar on rank 0.")
     tensorboard: bool = Field(True, description="TensorBoard events in OUTPUT_DIR/tensorboard.")
-    wandb: str | None = Field(None, description="Weights & Biases project; needs the wandb package.")
-    comet: str | None = Field(None, description="Comet project; needs the comet_ml package.")
+    wandb: Text | None = Field(None, description="Weights & Biases project; needs the wandb package.")
+    comet: Text | None = Field(None, description="Comet project; needs the comet_ml package.")
     csv: bool = Field(False, description="CSV files in OUTPUT_DIR/csv.")
 
 

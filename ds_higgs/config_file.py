@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from ds_higgs.config import Config
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_atomically
+from ds_higgs.yaml_text import parse_yaml
 
 # The flags that people of this field type, and the keys they stand for.
 SHORT_FLAGS = {
@@ -34,6 +35,7 @@ SHORT_FLAGS = {
 }
 # A resumed run must agree with its checkpoint in these sections' keys; everything else may change.
 FIXED_KEYS = ("model.base", "model.revision", "lora", "zero.stage", "zero.precision")
+MAX_SHOWN = 120  # characters of a wrong value in a message
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
@@ -62,10 +64,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: where the file is missing, is not UTF-8, is no YAML (with the line) or holds no mapping.
+        UserError: where the file is missing, is not UTF-8, is no YAML (with the line), repeats a key or holds no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file (expected a YAML configuration)") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -119,18 +121,15 @@ def known_keys() -> Iterator[tuple[str, Any, str]]:
 
 
 def parse_value(text: str) -> Any:
-    """A command-line value as YAML reads it: numbers, true / false, null, lists, else the text itself."""
+    """A command-line value as YAML reads it: numbers, true / false, null, lists, else the text itself.
+
+    Raises:
+        UserError: for YAML that cannot be a value, such as a mapping that repeats a key.
+    """
     try:
-        value = yaml.safe_load(text)
+        return parse_yaml(text, "the value")
     except yaml.YAMLError:
         return text
-    # YAML 1.1 takes 1e-4 for a string, because it has no dot.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return text
-    return value
 
 
 def nearest_key(key: str) -> str | None:
@@ -161,7 +160,12 @@ def _describe(error: ErrorDetails) -> str:
     if error["type"] == "secret":
         return f"{key}.{error['msg']}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (found {error['input']!r})"
+    return f"{key}: {message} (found {_shown(error['input'])})"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... of {len(text)} characters"
 
 
 def _description(key: str) -> str:

@@ -10,7 +10,7 @@ from tests.support.launching import ROOT
 PACKAGE = ROOT / "ds_higgs"
 # From the bottom up: a module may import those of its own line and of the lines before it.
 LAYERS = [
-    {"errors", "process_exit"},
+    {"errors", "process_exit", "yaml_text", "config_types"},
     {"files"},
     {"batch", "best", "config", "schedule"},
     {"config_file", "distributed", "extensions", "losses", "memory", "zero", "launcher"},

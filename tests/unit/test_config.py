@@ -83,6 +83,98 @@ def test_missing_file_and_bytes_that_are_no_text(tmp_path):
         load_config(tmp_path / "bytes.yaml", {})
 
 
+REPEATED = """run: {output_dir: out}
+lora:
+  rank: 4
+model: {base: b}
+data: {train_manifest: t}
+"""
+EXPLODING = "a1: &a1 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(2, 60))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (REPEATED + "lora:\n  dropout: 0.1\n", r"config.yaml:6: lora is there already, in line 2"),
+        (REPEATED + "optim:\n  eps: 1\n  'eps': 2\n", r"config.yaml:8: eps is there already, in line 7"),
+        ("zero: &a\n  extra: {again: *a}\n", r"config.yaml:1: holds itself, by an alias"),
+        (EXPLODING, r"stands for more than 100,000 values"),
+        ("[" * 5000, "nested too deeply"),
+        ("run: {seed: 0x_}", "holds a number that cannot be read"),
+        (f"run: {{seed: {'9' * 5000}}}", "config.yaml:1: a number of 5000 digits"),
+        ("run: {seed: !!int x}", "config.yaml:1: the tag !!int cannot be used here"),
+        ("run: {seed: !!timestamp x}", "the tag !!timestamp cannot be used here"),
+        ("a: !!python/object/apply:os.getpid []", "the tag !!python/object/apply:os.getpid cannot be used here"),
+    ],
+)
+def test_yaml_that_would_mislead_or_fail_is_refused_with_its_line(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(path, {})
+
+
+def test_aliases_and_merged_mappings_may_be_used(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(REPEATED + "eval: &every {eval_steps: 7}\nzero: {extra: {timers: {<<: *every, eval_steps: 8}}}\n")
+    assert load_config(path, {}).zero.extra == {"timers": {"eval_steps": 8}}
+
+
+def test_a_flag_that_repeats_a_key_inside_its_value_is_listed():
+    with pytest.raises(UserError, match=r"--zero.extra.timers: the value:1: a is there already, in line 1"):
+        parse_overrides(["--zero.extra.timers", "{a: 1, a: 2}"])
+
+
+def test_a_date_is_a_name_and_numbers_are_read_without_a_dot(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "run: {output_dir: 2026-11-21}\nmodel: {base: b, revision: 12e7}\ndata: {train_manifest: t}\n"
+        "optim: {learning_rate: 1e-5}\n"
+        "zero: {reduce_bucket_size: 5e8, extra: {zero_optimization: {sub_group_size: 1e9}}}\n"
+    )
+    config = load_config(path, parse_overrides(["--run.epochs", "1e3"]))
+    assert (config.run.output_dir.name, config.model.revision) == ("2026-11-21", "12e7")
+    assert (config.optim.learning_rate, config.zero.reduce_bucket_size, config.run.epochs) == (1e-5, 500_000_000, 1000)
+    assert config.zero.extra == {"zero_optimization": {"sub_group_size": 1e9}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run.seed", 2**70),
+        ("run.epochs", 10**400),
+        ("run.epochs", True),
+        ("run.output_dir", True),
+        ("run.output_dir", 10**60),
+        ("run.output_dir", ""),
+        ("run.output_dir", "x" * 300),
+        ("data.cache_dir", "a\0b"),
+        ("model.base", "\ud800"),
+        ("model.base", "x/" * 3000),
+        ("optim.learning_rate", float("inf")),
+        ("optim.learning_rate", "1e999"),
+        ("optim.learning_rate", True),
+        ("optim.weight_decay", float("nan")),
+        ("optim.max_grad_norm", "inf"),
+        ("loss.codebook_weights", [float("inf")] * 8),
+        ("data.max_audio_s", 1e306),
+        ("lora.targets", "a{99999999999}"),
+        ("lora.targets", []),
+        ("zero.stage", True),
+        ("zero.extra", {"timers": {"a": [float("inf")]}}),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_refused_by_its_key(key, value):
+    with pytest.raises(UserError, match=key.replace(".", r"\.")) as error:
+        load_config(None, {**MINIMAL, key: value})
+    assert len(str(error.value)) < 1000
+
+
+def test_the_shortest_clip_is_not_longer_than_the_longest():
+    with pytest.raises(UserError, match="min_audio_s 5 is above max_audio_s 4"):
+        load_config(None, {**MINIMAL, "data.min_audio_s": 5, "data.max_audio_s": 4})
+
+
 def test_missing_keys_say_what_they_are():
     with pytest.raises(UserError) as error:
         load_config(None, {"run.output_dir": "out"})
@@ -106,7 +198,8 @@ def test_the_launchers_local_rank_is_ignored():
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 1e-4),
+        ("2026-11-21", "2026-11-21"),
+        ("0.0001", 1e-4),
         ("3", 3),
         ("true", True),
         ("null", None),
