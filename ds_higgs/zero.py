@@ -1,6 +1,8 @@
 """The DeepSpeed JSON that a configuration means."""
 
+import copy
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from ds_higgs.config import Config, OptimConfig, ZeroConfig
@@ -21,32 +23,38 @@ OWNED_KEYS = {
     "communication_data_type": "zero.fp32_reduction",
 }
 
-# DeepSpeed (0.19.8) ignores an unknown top-level key in silence; these are the others that may be set.
-EXTRA_KEYS = frozenset(
-    {
-        "aio",
-        "comet",
-        "comms_logger",
-        "compile",
-        "csv_monitor",
-        "disable_allgather",
-        "dump_state",
-        "flops_profiler",
-        "gradient_predivide_factor",
-        "graph_harvesting",
-        "keep_in_fp32_modules",
-        "memory_breakdown",
-        "prescale_gradients",
-        "seq_parallel_communication_data_type",
-        "steps_per_print",
-        "tensorboard",
-        "timers",
-        "wall_clock_breakdown",
-        "wandb",
-        "zero_force_ds_cpu_optimizer",
-        "zero_optimization",
-    }
-)
+# DeepSpeed (0.19.8) ignores an unknown top-level key in silence; these are the others that may be set, and their types.
+EXTRA_KEYS: Mapping[str, tuple[type, ...]] = {
+    "aio": (dict,),
+    "comet": (dict,),
+    "comms_logger": (dict,),
+    "compile": (dict,),
+    "csv_monitor": (dict,),
+    "disable_allgather": (bool,),
+    "dump_state": (bool,),
+    "flops_profiler": (dict,),
+    "gradient_predivide_factor": (int, float),
+    "keep_in_fp32_modules": (list,),
+    "memory_breakdown": (bool,),
+    "prescale_gradients": (bool,),
+    "seq_parallel_communication_data_type": (str,),
+    "steps_per_print": (int, type(None)),
+    "tensorboard": (dict,),
+    "timers": (dict,),
+    "wall_clock_breakdown": (bool,),
+    "wandb": (dict,),
+    "zero_force_ds_cpu_optimizer": (bool,),
+    "zero_optimization": (dict,),
+}
+_TYPE_NAMES = {
+    dict: "a mapping",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    str: "a text",
+    type(None): "null",
+}
 
 
 def build_deepspeed_config(config: Config) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def build_deepspeed_config(config: Config) -> dict[str, Any]:
     its own scheduler. Micro-batches of one optimizer step are accumulated by the training step, which reduces once.
 
     Raises:
-        UserError: where `zero.extra` sets a key that the configuration decides, or one that cannot work.
+        UserError: where `zero.extra` sets a key that the configuration decides, or what DeepSpeed would refuse.
     """
     _check_extra(config.zero.extra)
     zero = config.zero
@@ -70,7 +78,11 @@ def build_deepspeed_config(config: Config) -> dict[str, Any]:
         "zero_optimization": _zero_optimization(zero),
         **_monitors(config),
     }
-    return merged(built, zero.extra)
+    if not zero.extra:
+        return built
+    built = merged(built, zero.extra)
+    _check_as_deepspeed_does(built)
+    return built
 
 
 def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -138,16 +150,36 @@ def _monitors(config: Config) -> dict[str, Any]:
 def _check_extra(extra: dict[str, Any]) -> None:
     problems = [f"zero.extra.{key}: set {OWNED_KEYS[key]} instead" for key in extra if key in OWNED_KEYS]
     problems += [_unknown_key(key) for key in extra if key not in OWNED_KEYS and key not in EXTRA_KEYS]
-    zero_section = extra.get("zero_optimization", {})
+    problems += [_wrong_type(key, value) for key, value in extra.items() if not _has_its_type(key, value)]
+    zero_section = extra.get("zero_optimization")
     problems += [
         f"zero.extra.zero_optimization.{key}: set zero.{key} instead"
-        for key in zero_section
+        for key in (zero_section if isinstance(zero_section, dict) else ())
         if key in ZeroConfig.model_fields
     ]
     if problems:
-        raise UserError.from_problems("zero.extra sets what the configuration decides", problems)
+        raise UserError.from_problems("zero.extra sets what it cannot", problems)
+
+
+def _has_its_type(key: str, value: Any) -> bool:
+    types = EXTRA_KEYS.get(key, (object,))
+    return isinstance(value, types) and (not isinstance(value, bool) or bool in types or object in types)
+
+
+def _wrong_type(key: str, value: Any) -> str:
+    return f"zero.extra.{key}: found {value!r}, expected {' or '.join(_TYPE_NAMES[one] for one in EXTRA_KEYS[key])}"
+
+
+def _check_as_deepspeed_does(built: dict[str, Any]) -> None:
+    """Let DeepSpeed read the JSON now rather than once the model is loaded."""
+    from deepspeed.runtime.config import DeepSpeedConfig  # takes seconds, and few configurations need it
+
+    try:
+        DeepSpeedConfig(copy.deepcopy(built))
+    except Exception as error:  # it raises whatever its parts do: assertions, pydantic's errors, TypeError, ...
+        raise UserError(f"zero.extra: DeepSpeed refuses it: {' '.join(str(error).split())}") from error
 
 
 def _unknown_key(key: str) -> str:
-    near = difflib.get_close_matches(key, sorted(EXTRA_KEYS | set(OWNED_KEYS)), n=1)
+    near = difflib.get_close_matches(key, sorted({*EXTRA_KEYS, *OWNED_KEYS}), n=1)
     return f"zero.extra.{key}: no DeepSpeed key that can be set here" + (f"; did you mean {near[0]}?" if near else "")

@@ -101,3 +101,19 @@ def test_merged_leaves_its_arguments_alone():
     base, extra = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merged(base, extra) == {"a": {"b": 1, "c": 2}}
     assert base == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"zero_optimization": None}, "zero.extra.zero_optimization: found None, expected a mapping"),
+        ({"tensorboard": 5, "wall_clock_breakdown": 1}, r"(?s)tensorboard: found 5.*breakdown: found 1, expected true"),
+        ({"steps_per_print": True}, "steps_per_print: found True, expected a whole number or null"),
+        ({"zero_optimization": {"sub_group_size": "x"}}, "DeepSpeed refuses it: .*sub_group_size"),
+        ({"zero_optimization": {"sub_grup_size": 5}}, "DeepSpeed refuses it: .*sub_grup_size"),
+        ({"flops_profiler": {"enabled": "x"}}, "DeepSpeed refuses it"),
+    ],
+)
+def test_extra_that_deepspeed_would_refuse_once_the_model_is_loaded(extra, message):
+    with pytest.raises(UserError, match=message):
+        build_deepspeed_config(make_config(zero={"extra": extra}))
