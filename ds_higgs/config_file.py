@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: where the file is missing, is not UTF-8, is no YAML (with the line), repeats a key or holds no mapping.
+        UserError: the file is missing, is not UTF-8, is no YAML (with the line), repeats a key or holds no mapping.
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))

@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ds_higgs.processes import parent_of
+
 _SCRIPTS = {"deepspeed", "deepspeed.pt", "torchrun"}
 _MODULES = {
     "deepspeed.launcher.launch",
@@ -28,7 +30,10 @@ class Launcher:
 
     def is_lost(self) -> bool:
         """Whether a launcher is gone; its ranks then run on as orphans that nobody waits for."""
-        return any(_parent_of(process) != parent for process, parent in self.links)
+        try:
+            return any(parent_of(process) != parent for process, parent in self.links)
+        except OSError:  # out of file handles, say: nothing is known, and the launcher was there a moment ago
+            return False
 
     def resume_command(self) -> str:
         """What to type to start the same job again."""
@@ -43,7 +48,7 @@ def find_launcher() -> Launcher:
     while _is_launcher(arguments := _command_line(parent)):
         links.append((process, parent))
         command = _without_interpreter(arguments)
-        process, parent = parent, _parent_of(parent)
+        process, parent = parent, parent_of(parent)
     return Launcher(tuple(links), command)
 
 
@@ -66,15 +71,3 @@ def _command_line(process: int) -> tuple[str, ...]:
     except OSError:  # gone, or another user's
         return ()
     return tuple(os.fsdecode(argument) for argument in content.split(b"\0")[:-1])
-
-
-def _parent_of(process: int) -> int:
-    """The parent's id, 0 where the process is gone."""
-    if process == os.getpid():
-        return os.getppid()
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return 0
-    state, parent = stat.rpartition(")")[2].split()[:2]  # the name in parentheses may hold spaces
-    return 0 if state == "Z" else int(parent)

@@ -8,7 +8,7 @@ from ds_higgs.errors import UserError
 
 _CORE = "tag:yaml.org,2002:"
 _TEXT = f"{_CORE}str"
-_COLLECTIONS = {yaml.MappingNode: f"{_CORE}map", yaml.SequenceNode: f"{_CORE}seq"}
+_COLLECTIONS: dict[type[yaml.Node], str] = {yaml.MappingNode: f"{_CORE}map", yaml.SequenceNode: f"{_CORE}seq"}
 MAX_VALUES = 100_000  # aliases of aliases can stand for more than a machine holds
 MAX_DIGITS = 64
 

@@ -95,9 +95,17 @@ class StepLoader:
             self._steps[epoch] = -(-len(self._plan_of(epoch)) // self.micro_batches_per_step)
         return self._steps[epoch]
 
-    def total_steps(self, epochs: int) -> int:
-        """Optimizer steps of the epochs 0 to `epochs` - 1."""
-        return sum(self.steps_in_epoch(epoch) for epoch in range(epochs))
+    def total_steps(self, epochs: int, *, at_most: int | None = None) -> int:
+        """Optimizer steps of the epochs 0 to `epochs` - 1; no more epochs are planned than `at_most` steps need."""
+        if self.max_tokens is None:  # every epoch is as long as the first one
+            total = epochs * self.steps_in_epoch(0)
+        else:
+            total = 0
+            for epoch in range(epochs):
+                total += self.steps_in_epoch(epoch)
+                if at_most is not None and total >= at_most:
+                    break
+        return total if at_most is None else min(total, at_most)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last step handed out, and what the order of samples depends on."""
