@@ -1,13 +1,13 @@
 """The trained weights in a checkpoint, under the names that PEFT gives them in an adapter."""
 
-import contextlib
-import io
 from pathlib import Path
 
 import torch
 
 from ds_higgs.checkpoint.finding import verify_checkpoint
 from ds_higgs.checkpoint.marker import read_marker
+from ds_higgs.checkpoint.pt_files import pt_files, read_pt
+from ds_higgs.checkpoint.resharding import MASTER, join_stage_3
 from ds_higgs.errors import UserError
 
 _MODULE_PREFIX = "peft_model."  # of StepModule, which DeepSpeed wraps
@@ -18,10 +18,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def read_adapter_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The adapter's tensors in the precision of the run, as PEFT's `save_pretrained` would name them.
 
-    Reads DeepSpeed's own files, which are pickles: only of checkpoints of one's own runs.
-
     Raises:
-        UserError: if the checkpoint is incomplete or damaged.
+        UserError: if the checkpoint is incomplete or damaged, or asks to run code.
     """
     if problems := verify_checkpoint(checkpoint):
         raise UserError.from_problems(f"the checkpoint {checkpoint} cannot be used:", problems)
@@ -41,14 +39,11 @@ def _adapter_name(name: str) -> str:
 
 def _read_whole(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Stages 0 to 2: rank 0's file holds every trained weight."""
-    return torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+    return read_pt(checkpoint / "mp_rank_00_model_states.pt")["module"]
 
 
 def _gather_partitioned(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Stage 3: put together from every rank's part."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        return get_fp32_state_dict_from_zero_checkpoint(
-            str(checkpoint.parent), tag=checkpoint.name, exclude_frozen_parameters=True
-        )
+    """Stage 3: put together from every rank's part of the fp32 master weights."""
+    shards = [read_pt(file)["optimizer_state_dict"] for file in pt_files(checkpoint, "optim_states.pt")]
+    shapes = read_pt(pt_files(checkpoint, "model_states.pt")[0])["param_shapes"]
+    return join_stage_3(shards, shapes)[MASTER]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import ds_higgs.checkpoint.collective as collective
 from ds_higgs.checkpoint.finding import verify_checkpoint
 from ds_higgs.checkpoint.marker import Marker, read_marker
+from ds_higgs.checkpoint.pt_files import PtReader, reads_through
 from ds_higgs.checkpoint.resharding import resharded_reads
 from ds_higgs.checkpoint.saving import STATE_NAME, rank_state_name
 from ds_higgs.checkpoint.trainable import check_same_trainable, engine_precision, list_trainable
@@ -33,15 +34,15 @@ def load_checkpoint(engine, path: Path, *, fixed: Mapping[str, object] | None = 
         `state` as it was saved, and this rank's `rank_state`, or None where the number of ranks changed.
 
     Raises:
-        UserError: the checkpoint is incomplete or damaged (naming the file), or is of another base checkpoint, LoRA
-            shape, ZeRO stage or precision (naming each difference).
+        UserError: the checkpoint is incomplete, damaged or asks to run code (naming the file), or is of another base
+            checkpoint, LoRA shape, ZeRO stage or precision (naming each difference).
     """
     if problems := verify_checkpoint(path):
         raise UserError.from_problems(f"the checkpoint {path} cannot be used:", problems)
     marker = read_marker(path)
     _check_fits(engine, marker, path, fixed)
     same_ranks = marker.world_size == collective.world_size()
-    view = nullcontext() if same_ranks else resharded_reads(engine, path, saved_world_size=marker.world_size)
+    view = reads_through(engine, PtReader()) if same_ranks else resharded_reads(engine, path, marker.world_size)
     with _configured_values_kept(engine), view:
         engine.load_checkpoint(str(path.parent), tag=path.name, custom_load_fn=_StrictLoad(marker))
     rank_state = decode_rank_state(path / rank_state_name(collective.rank())) if same_ranks else None

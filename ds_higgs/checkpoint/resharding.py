@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 import ds_higgs.checkpoint.collective as collective
+from ds_higgs.checkpoint.pt_files import PtReader, pt_files, read_pt, reads_through
 
 MASTER = "fp32"  # the key of the fp32 master weights beside the optimizer's own exp_avg and exp_avg_sq
 
@@ -22,33 +22,32 @@ WholeState = dict[str, dict[str, torch.Tensor]]
 
 
 @contextmanager
-def resharded_reads(engine, path: Path, *, saved_world_size: int) -> Iterator[None]:
+def resharded_reads(engine, path: Path, saved_world_size: int) -> Iterator[None]:
     """Let `engine.load_checkpoint(path)` see a checkpoint that as many ranks saved as there are now."""
-    reader, usual_reader = _ReshardingReader(engine, path, saved_world_size), engine.checkpoint_engine
-    engine.checkpoint_engine = reader
+    reader = _ReshardingReader(engine, path, saved_world_size)
     engine._get_all_ckpt_names = lambda load_dir, tag: [str(reader.module_file)]
     try:
-        yield
+        with reads_through(engine, reader):
+            yield
     finally:
-        engine.checkpoint_engine = usual_reader
         del engine._get_all_ckpt_names
 
 
-class _ReshardingReader(TorchCheckpointEngine):
+class _ReshardingReader(PtReader):
     def __init__(self, engine, path: Path, saved_world_size: int):
         super().__init__()
         self.engine = engine
-        self.module_file = _files(path, "model_states.pt")[0]
-        self._shard_files = _files(path, "optim_states.pt")
+        self.module_file = pt_files(path, "model_states.pt")[0]
+        self._shard_files = pt_files(path, "optim_states.pt")
         assert len(self._shard_files) in (0, saved_world_size), self._shard_files
 
-    def load(self, path: str, map_location=None) -> dict:
+    def load(self, path: str, map_location: object = None) -> dict:
         if Path(path) == self.module_file:
-            return {**_read(self.module_file), "dp_world_size": collective.world_size()}
-        shards = [_read(file)["optimizer_state_dict"] for file in self._shard_files]
+            return {**read_pt(self.module_file), "dp_world_size": collective.world_size()}
+        shards = [read_pt(file)["optimizer_state_dict"] for file in self._shard_files]
         optimizer = self.engine.optimizer
         if self.engine.zero_optimization_stage() == 3:
-            shapes = _read(self.module_file)["param_shapes"]
+            shapes = read_pt(self.module_file)["param_shapes"]
             return {"optimizer_state_dict": _slice_stage_3(self.engine, join_stage_3(shards, shapes), shards[0])}
         whole = join_stages_1_and_2(shards)
         return {"optimizer_state_dict": _slice_stages_1_and_2(optimizer, self.engine.param_names, whole, shards[0])}
@@ -133,15 +132,3 @@ def _scalars(optimizer_state: dict, group: int) -> dict:
     """Adam's step count, which is not partitioned."""
     state = optimizer_state["state"].get(group, {})
     return {key: value for key, value in state.items() if key not in _moments(state)}
-
-
-def _files(path: Path, ending: str) -> list[Path]:
-    """DeepSpeed's files of one kind in rank order: `zero_pp_rank_10_...` comes after `zero_pp_rank_9_...`."""
-    return sorted(
-        path.glob(f"*{ending}"), key=lambda file: [int(word) for word in file.stem.split("_") if word.isdigit()]
-    )
-
-
-def _read(file: Path) -> dict:
-    """A file of the run's own folder that DeepSpeed wrote, verified by its checksum before."""
-    return torch.load(file, map_location="cpu", weights_only=False)

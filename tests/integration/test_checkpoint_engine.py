@@ -12,6 +12,7 @@ CASES = (
     "frozen_weights_are_left_out",
     "config_wins",
     "other_shapes_are_refused",
+    "code_in_a_file_is_refused",
     "one_ranks_full_disk_is_told_to_all",
 )
 

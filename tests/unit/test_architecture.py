@@ -113,6 +113,19 @@ def test_only_the_model_package_imports_bosons_model():
     assert not offenders
 
 
+def test_no_pickle_is_loaded_that_could_run_code():
+    calls = {
+        f"{path.relative_to(ROOT)}:{node.lineno}": {
+            keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords
+        }
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads")
+    }
+    assert calls
+    assert not [where for where, keywords in calls.items() if keywords.get("weights_only") != "True"]
+
+
 @pytest.mark.parametrize("module", modules())
 def test_files_and_functions_stay_small(module):
     source = modules()[module].read_text()

@@ -5,6 +5,7 @@
 Each case ends with status 0 when it holds and raises otherwise.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -26,7 +27,10 @@ from ds_higgs.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from ds_higgs.checkpoint.adapter import read_adapter_weights
+from ds_higgs.checkpoint.marker import MARKER_NAME, FileRecord, encode_marker, read_marker
 from ds_higgs.errors import UserError
+from ds_higgs.files import hash_file
 from ds_higgs.process_exit import run_and_exit
 
 FIXED = {"model.base": "tiny", "lora.rank": 4}
@@ -143,6 +147,44 @@ def other_shapes_are_refused(run_dir: Path, stage: int, precision: str) -> None:
 def expect_refusal(engine, path: Path, message: str, lora_rank: int = 4) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         load_checkpoint(engine, path, fixed={**FIXED, "lora.rank": lora_rank})
+
+
+def code_in_a_file_is_refused(run_dir: Path, stage: int, precision: str) -> None:
+    """Files made to run code, under a valid marker, are refused by resume and by export, and nothing of them runs."""
+    engine = build_engine(stage, precision)
+    train(engine, range(1))
+    path = save(engine, run_dir, 1)
+    assert read_adapter_weights(path)
+    exported = {"*optim_states.pt": stage == 3, "*model_states.pt": True}  # what an export reads
+    for kind in exported if stage else ["*model_states.pt"]:
+        if engine.global_rank == 0:
+            forge(path, kind, runs=run_dir / "it-ran")
+        torch.distributed.barrier()
+        with pytest.raises(UserError, match=r"_states.pt: refused: .*mkdir"):
+            load_checkpoint(build_engine(stage, precision), path)
+        if exported[kind]:
+            with pytest.raises(UserError, match=r"_states.pt: refused: .*mkdir"):
+                read_adapter_weights(path)
+        assert not (run_dir / "it-ran").exists(), kind
+
+
+class RunsCode:
+    """What a pickle can be made to do: unpickling it makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def forge(path: Path, kind: str, *, runs: Path) -> None:
+    """Let the files of a checkpoint run code when they are unpickled, and its marker vouch for them."""
+    marker = read_marker(path)
+    for file in path.glob(kind):
+        torch.save({**torch.load(file, weights_only=False), "extra": RunsCode(runs)}, file)
+        marker.files[file.name] = FileRecord(file.stat().st_size, hash_file(file))
+    (path / MARKER_NAME).write_bytes(encode_marker(marker))
 
 
 def whole_state_is_saved(run_dir: Path, stage: int, precision: str) -> None:
