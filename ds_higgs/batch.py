@@ -1,8 +1,14 @@
-"""One micro-batch, split once into what the model may see and what only the loss may see."""
+"""One micro-batch, split once into what the model may see and what only the loss may see.
 
-from collections.abc import Iterator, Mapping
+Between processes it travels by value. torch would send its tensors as handles that the receiver fetches from the
+sender: a data worker that is stopped, or has no file handle left, would keep its rank waiting in there without end.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 IGNORE_INDEX = -100
@@ -51,6 +57,9 @@ class ModelInputs(Mapping[str, torch.Tensor]):
         """Copy to `device`, asynchronously where the source is pinned."""
         return ModelInputs(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.items()})
 
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return _from_arrays, (ModelInputs, _to_arrays(self))
+
     def pin_memory(self) -> "ModelInputs":
         return ModelInputs(**{name: tensor.pin_memory() for name, tensor in self.items()})
 
@@ -69,6 +78,9 @@ class Labels:
 
     def to(self, device: torch.device | str) -> "Labels":
         return Labels(self.text.to(device, non_blocking=True), self.audio.to(device, non_blocking=True))
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return _from_arrays, (Labels, _to_arrays({"text": self.text, "audio": self.audio}))
 
     def pin_memory(self) -> "Labels":
         return Labels(self.text.pin_memory(), self.audio.pin_memory())
@@ -93,3 +105,11 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """Called by the data loader's pinning thread."""
         return Batch(self.model_inputs.pin_memory(), self.labels.pin_memory(), self.sample_ids, self.num_tokens)
+
+
+def _to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _from_arrays(kind: Callable[..., Any], arrays: Mapping[str, np.ndarray]) -> Any:
+    return kind(**{name: torch.from_numpy(array) for name, array in arrays.items()})

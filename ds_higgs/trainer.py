@@ -138,8 +138,7 @@ class Trainer:
             val_loader = pipeline.build_val_loader(config, val_set, rules, ranks)
             listener = pipeline.build_listener(config, val_set, rules, ranks)
             datasets.append(val_set)
-        total_steps = train_loader.total_steps(config.run.epochs)
-        total_steps = min(total_steps, config.run.max_steps or total_steps)
+        total_steps = train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps)
         weights = LossWeights.build(
             text=config.loss.text_weight,
             audio=config.loss.audio_weight,

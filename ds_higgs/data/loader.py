@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from ds_higgs.batch import Batch
 from ds_higgs.data.collation import BatchCollator, mask_all_labels
 from ds_higgs.data.sampling import EpochPlan, plan_epoch
+from ds_higgs.data.workers import Workers
 from ds_higgs.errors import UserError
-from ds_higgs.stopping import ignore_stop_signals
 
 FILLER = -1  # in place of a micro-batch number
 
@@ -41,6 +41,8 @@ class StepLoader:
     number m of them goes to rank m % W, slot m // W. So the position is one number, and a checkpoint continues on any
     number of ranks with the samples not yet seen. In the last step of an epoch a rank without a micro-batch gets a
     filler, which counts nothing, so that all ranks make the same calls.
+
+    workers: the processes that collate, where there are any.
 
     Args:
         batch_size, max_tokens: one of them; see `plan_epoch`.
@@ -75,6 +77,7 @@ class StepLoader:
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.prefetch_steps = prefetch_steps
+        self.workers = Workers()
         self.epoch = 0
         self.micro_batches_done = 0
         self._plan: tuple[int, EpochPlan] | None = None
@@ -133,10 +136,11 @@ class StepLoader:
     def __iter__(self) -> Iterator[list[Batch]]:
         plan = self._plan_of(self.epoch)
         numbers = list(self._own_micro_batches(len(plan)))
-        loader = self._build_data_loader(plan, numbers)
+        batches = iter(self._build_data_loader(plan, numbers))
         slots: list[Batch] = []
-        for batch in loader:
-            slots.append(batch)
+        for _ in numbers:
+            with self.workers.waiting():
+                slots.append(next(batches))
             if len(slots) == self.gradient_accumulation_steps:
                 self.micro_batches_done = min(self.micro_batches_done + self.micro_batches_per_step, len(plan))
                 step, slots = slots, []
@@ -162,7 +166,7 @@ class StepLoader:
             sampler=numbers,
             collate_fn=_unchanged,
             num_workers=self.num_workers,
-            worker_init_fn=_leave_signals_to_the_rank,
+            worker_init_fn=self.workers.starter(self.num_workers),
             pin_memory=self.pin_memory,
             # Its own generator: else each epoch would draw from torch's global one and change what dropout draws.
             generator=torch.Generator().manual_seed(self.seed),
@@ -191,10 +195,6 @@ class StepLoader:
             "shuffle": self.shuffle,
             "lengths_checksum": zlib.crc32(np.ascontiguousarray(self.dataset.lengths).tobytes()),
         }
-
-
-def _leave_signals_to_the_rank(worker: int) -> None:
-    ignore_stop_signals()
 
 
 class _MicroBatches(Dataset):

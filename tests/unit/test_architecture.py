@@ -11,6 +11,7 @@ PACKAGE = ROOT / "ds_higgs"
 # From the bottom up: a module may import those of its own line and of the lines before it.
 LAYERS = [
     {"errors", "process_exit", "yaml_text", "config_types"},
+    {"processes", "lossy_output", "failure_record", "job_store", "failure_watcher"},
     {"files"},
     {"batch", "best", "config", "schedule"},
     {"config_file", "distributed", "extensions", "losses", "memory", "zero", "launcher"},

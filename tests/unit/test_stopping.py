@@ -111,3 +111,16 @@ def test_the_loss_of_either_launcher_process_is_seen(tmp_path, victim):
 def test_a_broken_link_is_a_lost_launcher():
     assert not Launcher(((os.getpid(), os.getppid()),), ()).is_lost()
     assert Launcher(((os.getpid(), 1 << 30),), ()).is_lost()
+
+
+def test_without_file_handles_the_launcher_is_not_lost():
+    program = (
+        "import os, resource; from ds_higgs.launcher import Launcher\n"
+        "parent = os.getppid(); grandparent = int(open(f'/proc/{parent}/stat').read().rpartition(')')[2].split()[1])\n"
+        "launcher = Launcher(((os.getpid(), parent), (parent, grandparent)), ())\n"
+        "print(launcher.is_lost())\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+        "print(launcher.is_lost())"
+    )
+    output, errors = run_python(program).communicate(timeout=60)
+    assert output == "False\nFalse\n", errors

@@ -1,6 +1,12 @@
 """Steps for ranks: coverage, fillers, resume, workers, and no touch of the global random state."""
 
 import itertools
+import os
+import resource
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -121,3 +127,60 @@ def test_total_steps_counts_the_steps_of_all_epochs(make_loader):
         loader = make_loader(world_size=2, gradient_accumulation_steps=2, **settings)
         assert loader.steps_per_epoch == loader.steps_in_epoch(0)
         assert loader.total_steps(3) == sum(len(list(loader)) for _ in range(3))
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 4}, {"batch_size": None, "max_tokens": 250}])
+def test_a_limit_on_steps_needs_no_plan_of_all_epochs(make_loader, settings):
+    loader = make_loader(**settings)
+    with no_longer_than(20):
+        assert loader.total_steps(10**9, at_most=7) == 7
+    assert loader.total_steps(1, at_most=10**9) == loader.steps_in_epoch(0)
+
+
+@contextmanager
+def no_longer_than(seconds):
+    def fail(number, frame):
+        raise TimeoutError
+
+    usual = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, usual)
+
+
+def test_a_worker_without_file_handles_does_not_keep_the_rank_waiting(make_loader):
+    """It needs none to hand over a batch."""
+    loader = make_loader(num_workers=1, batch_size=1)
+    with no_longer_than(30):
+        steps = iter(loader)
+        batches = [next(steps)]
+        [worker] = loader.workers.processes
+        in_use = [int(name) for name in os.listdir(f"/proc/{worker}/fd")]
+        first_free = min(set(range(len(in_use) + 1)) - set(in_use))
+        _, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (first_free, hard))
+        batches += steps
+    for (batch,), (expected,) in zip(batches, make_loader(batch_size=1), strict=True):
+        assert_equal_batches(batch, expected)
+
+
+def test_a_stopped_worker_that_the_rank_waits_for_is_found(make_loader):
+    loader = make_loader(num_workers=1, batch_size=1)
+    steps = iter(loader)
+    next(steps)
+    [worker] = loader.workers.processes
+    os.kill(worker, signal.SIGSTOP)
+    assert [loader.workers.stopped(looks=3) for _ in range(5)] == [None] * 5, "nobody waits for it"
+    with ThreadPoolExecutor() as pool:
+        rest = pool.submit(lambda: sum(1 for _ in steps))
+        found = [look_at(loader) for _ in range(50)]
+        os.kill(worker, signal.SIGCONT)
+        assert rest.result(timeout=60) == len(loader.dataset) - 1
+    assert f"data worker 0 (process {worker}) is stopped" in next(message for message in found if message)
+    assert loader.workers.stopped(looks=3) is None
+
+
+def look_at(loader):
+    time.sleep(0.05)
+    return loader.workers.stopped(looks=3)
