@@ -19,9 +19,9 @@ import torch.distributed as dist
 from measure import describe_run, print_table, write_json
 from torch import nn
 
-from ds_higgs import distributed
 from ds_higgs.checkpoint import capture_random_state, load_checkpoint, save_checkpoint
-from ds_higgs.process_exit import run_and_exit
+from ds_higgs.job import distributed
+from ds_higgs.job.process_exit import run_and_exit
 
 HIDDEN, FFN, KEY_VALUE, LAYERS, RANK = 3072, 8192, 1024, 28, 16
 ATTENTION = {"q_proj": (HIDDEN, HIDDEN), "k_proj": (HIDDEN, KEY_VALUE), "v_proj": (HIDDEN, KEY_VALUE)}

@@ -16,13 +16,13 @@ from measure import describe_run, memory_gib, peak_memory_gib, print_table, rese
 
 from ds_higgs.data.cache import CodeCache, EncodedClip
 from ds_higgs.data.clips import Clip
-from ds_higgs.data.codec import AudioCodec, load_codec
+from ds_higgs.data.codec.source import AudioCodec, load_codec
+from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
-from ds_higgs.data.layout import AudioLayout
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.sampling import padding_share, plan_epoch
-from ds_higgs.data.torchaudio_stand_in import provide_torchaudio
+from ds_higgs.layout import AudioLayout
 from ds_higgs.model.loading import read_model_config
 from ds_higgs.model.tiny import write_tiny_base
 

@@ -40,16 +40,16 @@ from workload import (
     small_config,
 )
 
-from ds_higgs import distributed
 from ds_higgs.batch import Batch
 from ds_higgs.config import Config
-from ds_higgs.engine import build_engine
+from ds_higgs.job import distributed
+from ds_higgs.job.process_exit import run_and_exit
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import unwrap
 from ds_higgs.model.patches import apply_patches
-from ds_higgs.process_exit import run_and_exit
-from ds_higgs.train_step import LossWeights, train_step
-from ds_higgs.zero import build_deepspeed_config
+from ds_higgs.training.engine import build_engine
+from ds_higgs.training.train_step import LossWeights, train_step
+from ds_higgs.training.zero import build_deepspeed_config
 
 OUT_OF_MEMORY = 3
 

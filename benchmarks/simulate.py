@@ -24,14 +24,14 @@ from measure import GIB, describe_run, print_table, write_json
 from workload import SampleShape, active_parameters, build_random_lora_model, make_batch, plain_loss
 
 from ds_higgs.batch import Batch, Labels, ModelInputs
-from ds_higgs.estimate import CHECKPOINTING_CHOICES, describe_checkpointing
 from ds_higgs.losses import Targets, build_targets
-from ds_higgs.memory import BatchShape, Policy, estimate_memory
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
-from ds_higgs.model.shape import model_shape
-from ds_higgs.train_step import StepModule
+from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, describe_checkpointing
+from ds_higgs.sizing.memory import BatchShape, Policy, estimate_memory
+from ds_higgs.sizing.shape import model_shape
+from ds_higgs.training.train_step import StepModule
 
 BATCH_SIZES = (2, 8, 16)
 POSITIONS = (500, 2000)

@@ -30,7 +30,7 @@ from ds_higgs.batch import Batch
 from ds_higgs.losses import build_targets
 from ds_higgs.model.lora import unwrap
 from ds_higgs.model.patches import apply_patches
-from ds_higgs.train_step import LossWeights, StepModule
+from ds_higgs.training.train_step import LossWeights, StepModule
 
 LossFunction = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 

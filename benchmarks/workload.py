@@ -10,7 +10,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 
 from ds_higgs.batch import IGNORE_INDEX, Batch
 from ds_higgs.data.collation import BatchCollator
-from ds_higgs.data.layout import AudioLayout
+from ds_higgs.layout import AudioLayout
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import apply_lora, unwrap
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs.config import Config
-from ds_higgs.zero import build_deepspeed_config
+from ds_higgs.training.zero import build_deepspeed_config
 
 FOLDER = Path(__file__).parent
 ZERO_SETTINGS: dict[str, dict[str, Any]] = {

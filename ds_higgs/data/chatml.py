@@ -11,8 +11,8 @@ from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 from transformers import PreTrainedTokenizerBase
 
 from ds_higgs.batch import IGNORE_INDEX
-from ds_higgs.data.layout import AudioLayout
 from ds_higgs.data.problems import BadSampleError
+from ds_higgs.layout import AudioLayout
 
 ROLES = ("system", "user", "assistant")
 NO_URL = ("", "placeholder")  # boson's way to say that raw_audio is meant

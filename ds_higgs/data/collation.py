@@ -8,8 +8,8 @@ from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchI
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
-from ds_higgs.data.layout import AudioLayout, whisper_positions
 from ds_higgs.data.whisper import build_whisper_processor
+from ds_higgs.layout import AudioLayout, whisper_positions
 
 
 class BatchCollator:

@@ -13,9 +13,9 @@ from ds_higgs.batch import IGNORE_INDEX
 from ds_higgs.data.audio import decode
 from ds_higgs.data.cache import CachedClip, CodeCache, read_codes
 from ds_higgs.data.clips import Clip
-from ds_higgs.data.layout import WHISPER_RATE, AudioLayout
 from ds_higgs.data.manifest import sample_id
 from ds_higgs.data.problems import Problem
+from ds_higgs.layout import WHISPER_RATE, AudioLayout
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from ds_higgs.data.audio import decode
 from ds_higgs.data.cache import CodeCache, EncodedClip
 from ds_higgs.data.clips import Clip
-from ds_higgs.data.codec import AudioCodec, CodecSource
+from ds_higgs.data.codec.source import AudioCodec, CodecSource
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.files import NumberLocks
 

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from ds_higgs.data.audio import AudioLimits
 from ds_higgs.data.chatml import TokenizedSample
 from ds_higgs.data.clips import Clip
-from ds_higgs.data.codec import CodecSource
-from ds_higgs.data.layout import WHISPER_SECONDS, AudioLayout
+from ds_higgs.data.codec.source import CodecSource
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.errors import UserError
+from ds_higgs.layout import WHISPER_SECONDS, AudioLayout
 
 ReferenceTurn = Literal["as_is", "assistant"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import WhisperFeatureExtractor
 
-from ds_higgs.data.layout import MEL_HOP, WHISPER_RATE, WHISPER_SECONDS
 from ds_higgs.errors import UserError
+from ds_higgs.layout import MEL_HOP, WHISPER_RATE, WHISPER_SECONDS
 
 
 @dataclass(frozen=True)

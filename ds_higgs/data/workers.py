@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from ds_higgs.processes import OtherProcess
-from ds_higgs.stopping import ignore_stop_signals
+from ds_higgs.job.processes import OtherProcess
+from ds_higgs.job.stopping import ignore_stop_signals
 
 
 class Workers:

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from ds_higgs.data.manifest import Entry, read_manifest, sample_id
-from ds_higgs.data.prompts import spoken_text
 from ds_higgs.errors import UserError
-from ds_higgs.failures import FAILURE_FILE
-from ds_higgs.listening.in_training import summarise_rows
+from ds_higgs.job.failures import FAILURE_FILE
 from ds_higgs.report.series import EVAL_CURVES, SAMPLE_CURVES, STEP_CURVES, read_curve
 from ds_higgs.run_folder import RunFolder
+from ds_higgs.speech.in_training import summarise_rows
+from ds_higgs.speech.prompts import spoken_text
 
 MAX_LISTED = 50
 HISTOGRAM_BINS = 12

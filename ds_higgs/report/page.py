@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs import __version__
-from ds_higgs.comparison import MEASURES
+from ds_higgs.commands.evaluate import MEASURES
 from ds_higgs.errors import UserError
 from ds_higgs.report.collect import collect_run
 from ds_higgs.report.players import AUDIO_BUDGET_BYTES, collect_players

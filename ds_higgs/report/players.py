@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from ds_higgs.data.prompts import spoken_text
-from ds_higgs.listening.samples import REFERENCES, TARGETS
 from ds_higgs.report.collect import read_entries
 from ds_higgs.run_folder import RunFolder
+from ds_higgs.speech.prompts import spoken_text
+from ds_higgs.speech.samples import REFERENCES, TARGETS
 
 AUDIO_BUDGET_BYTES = 3_500_000  # of base64, for the whole page
 MP3_QUALITY = 0.3  # 0 is best: about 12 kB a second at 24 kHz

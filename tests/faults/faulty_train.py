@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from ds_higgs import trainer
-from ds_higgs.cli import entry_point
+from ds_higgs.cli.main import entry_point
+from ds_higgs.training import trainer
 
 usual_step = trainer.train_step
 calls = 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ds_higgs.cli import run
+from ds_higgs.cli.main import run
 from ds_higgs.errors import UserError
 
 CASES = int(os.environ.get("DS_HIGGS_BROKEN_CASES", "25"))

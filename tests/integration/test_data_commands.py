@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ds_higgs.cli import run
+from ds_higgs.cli.main import run
 from ds_higgs.errors import UserError
 
 

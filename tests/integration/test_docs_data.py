@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import yaml
 
-from ds_higgs.cli import run
+from ds_higgs.cli.main import run
 from ds_higgs.data.chatml import parse_sample
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"

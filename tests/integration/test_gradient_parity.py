@@ -8,7 +8,7 @@ import torch
 
 from ds_higgs.losses import build_targets
 from ds_higgs.model.tiny import write_tiny_base
-from ds_higgs.train_step import LossWeights, StepModule
+from ds_higgs.training.train_step import LossWeights, StepModule
 from tests.support import launching
 from tests.support.parity import SCENARIOS, STEPS, build_model, micro_batches, parity_config, trainable
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ds_higgs.export import export
+from ds_higgs.adapters.native import save_native_model
+from ds_higgs.commands.export import export
 from ds_higgs.model.loading import load_model
-from ds_higgs.model.native_export import save_native_model
 from tests.support import launching
 
 RANKS, STEPS, PROMPTS = 2, 2, 3

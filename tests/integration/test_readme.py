@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_higgs.cli import build_parser, parse_overrides
+from ds_higgs.cli.main import build_parser, parse_overrides
 from tests.support import launching
 from tests.support.launching import ROOT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from ds_higgs.cli import run as run_command
+from ds_higgs.cli.main import run as run_command
 from ds_higgs.errors import UserError
 from tests.support.runs import write_run
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import yaml
 from peft import PeftModel
 
-from ds_higgs import pipeline
+from ds_higgs import setup
 from ds_higgs.batch import IGNORE_INDEX, MODEL_INPUT_NAMES
 from ds_higgs.config_file import load_config
 from ds_higgs.data.collation import BatchCollator
-from ds_higgs.distributed import Ranks
+from ds_higgs.job.distributed import Ranks
 from ds_higgs.model.loading import HiggsAudioModel
 from tests.support import launching
 from tests.support.launching import ROOT
@@ -201,9 +201,9 @@ def test_first_step_equals_plain_code_on_the_same_batch(plain_run, tiny_base):
     LoRA starts at zero, so the base model alone gives the first step's losses, whatever dropout drew.
     """
     config = load_config(plain_run / "config.yaml", {})
-    rules = pipeline.build_sample_rules(config.data, tiny_base)
-    dataset = pipeline.build_dataset(config, config.data.train_manifest, rules, Ranks(0, 1, 0))
-    [batch] = next(iter(pipeline.build_train_loader(config, dataset, rules, Ranks(0, 1, 0))))
+    rules = setup.build_sample_rules(config.data, tiny_base)
+    dataset = setup.build_dataset(config, config.data.train_manifest, rules, Ranks(0, 1, 0))
+    [batch] = next(iter(setup.build_train_loader(config, dataset, rules, Ranks(0, 1, 0))))
     model = HiggsAudioModel.from_pretrained(tiny_base)
     with torch.no_grad():
         outputs = model(**batch.model_inputs, label_ids=batch.labels.text, use_cache=False)
@@ -245,8 +245,8 @@ def test_losses_are_the_golden_ones(plain_run):
 def plain_validation_loss(model: PeftModel, base: Path, codes: Path) -> float:
     """Mean audio loss over the validation manifest, one sample at a time, the stock forward, a loop over codebooks."""
     config = load_config(CONFIG, {"model.base": str(base), "data.cache_dir": str(codes)})
-    rules = pipeline.build_sample_rules(config.data, base)
-    dataset = pipeline.build_dataset(config, config.data.val_manifest, rules, Ranks(0, 1, 0))
+    rules = setup.build_sample_rules(config.data, base)
+    dataset = setup.build_dataset(config, config.data.val_manifest, rules, Ranks(0, 1, 0))
     collate = BatchCollator(rules.layout)
     sums, counts = torch.zeros(8), torch.zeros(8)
     for index in range(len(dataset)):

@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ds_higgs.adapters.merging import load_adapter, merge_adapter
+from ds_higgs.adapters.native import save_native_adapter, save_native_model
 from ds_higgs.model.loading import HiggsAudioModel, load_model
 from ds_higgs.model.lora import apply_lora
-from ds_higgs.model.merge import load_adapter, merge_adapter
-from ds_higgs.model.native_export import save_native_adapter, save_native_model
 
 PYTHON = os.environ.get("DS_HIGGS_NATIVE_PYTHON")
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="DS_HIGGS_NATIVE_PYTHON names no environment")

@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ds_higgs.adapters.from_checkpoint import read_adapter_weights
 from ds_higgs.checkpoint import (
     CheckpointSaveError,
     capture_random_state,
@@ -27,11 +28,10 @@ from ds_higgs.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from ds_higgs.checkpoint.adapter import read_adapter_weights
 from ds_higgs.checkpoint.marker import MARKER_NAME, FileRecord, encode_marker, read_marker
 from ds_higgs.errors import UserError
 from ds_higgs.files import hash_file
-from ds_higgs.process_exit import run_and_exit
+from ds_higgs.job.process_exit import run_and_exit
 
 FIXED = {"model.base": "tiny", "lora.rank": 4}
 

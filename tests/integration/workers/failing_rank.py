@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from ds_higgs.errors import UserError
-from ds_higgs.failures import FailureWatch
-from ds_higgs.process_exit import run_and_exit
+from ds_higgs.job.failures import FailureWatch
+from ds_higgs.job.process_exit import run_and_exit
 
 
 def fail(kind: str) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from ds_higgs import distributed
-from ds_higgs.engine import build_engine
-from ds_higgs.process_exit import run_and_exit
-from ds_higgs.train_step import LossWeights, train_step
-from ds_higgs.zero import build_deepspeed_config
+from ds_higgs.job import distributed
+from ds_higgs.job.process_exit import run_and_exit
+from ds_higgs.training.engine import build_engine
+from ds_higgs.training.train_step import LossWeights, train_step
+from ds_higgs.training.zero import build_deepspeed_config
 from tests.support.parity import STEPS, build_model, micro_batches, parity_config, trainable
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from ds_higgs.cli import run
+from ds_higgs.cli.main import run
 from ds_higgs.model.loading import HiggsAudioModel
 
 calls: set[tuple[bool, tuple[str, ...]]] = set()

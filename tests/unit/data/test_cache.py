@@ -117,7 +117,7 @@ def prepare(manifest, rules, cache_dir):
 @pytest.fixture
 def count_encoded(monkeypatch):
     """How many clips the codec has encoded."""
-    from ds_higgs.data.dac import DacCodec
+    from ds_higgs.data.codec.dac import DacCodec
 
     lengths = []
     encode = DacCodec.encode

@@ -4,8 +4,8 @@ import pytest
 from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 
 from ds_higgs.data.chatml import parse_sample, tokenize
-from ds_higgs.data.layout import AudioLayout
 from ds_higgs.data.problems import BadSampleError
+from ds_higgs.layout import AudioLayout
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 
 from .audio_files import cloning_sample, text_sample

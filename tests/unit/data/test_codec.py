@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from ds_higgs.data import batched_encoding
-from ds_higgs.data.codec import HIGGS_TOKENIZER, describe_codec, find_codec, load_codec
-from ds_higgs.data.higgs_tokenizer import _check_complete, _no_remote_code
-from ds_higgs.data.torchaudio_stand_in import provide_torchaudio, resample
+from ds_higgs.data.codec import batched
+from ds_higgs.data.codec.higgs import _check_complete, _no_remote_code
+from ds_higgs.data.codec.source import HIGGS_TOKENIZER, describe_codec, find_codec, load_codec
+from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio, resample
 from ds_higgs.errors import UserError
 
 from .audio_files import RATE, tone
@@ -85,8 +85,8 @@ def test_clips_of_equal_length_share_a_batch_on_an_accelerator(codec, monkeypatc
     """Grouping as on a GPU, run on the CPU: the codes stay the same, and batches of several clips occur."""
     alone = codec.encode(clips())
     batch_sizes = []
-    batches = batched_encoding._batches
-    monkeypatch.setattr(batched_encoding, "_batches", lambda padded, **_: batches(padded, one_by_one=False))
+    batches = batched._batches
+    monkeypatch.setattr(batched, "_batches", lambda padded, **_: batches(padded, one_by_one=False))
     encode_batch = codec._encode_batch
     monkeypatch.setattr(codec, "_encode_batch", lambda batch: batch_sizes.append(batch.shape[0]) or encode_batch(batch))
     for first, second in zip(alone, codec.encode(clips()), strict=True):

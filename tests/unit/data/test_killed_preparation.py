@@ -13,7 +13,7 @@ import torch
 
 from ds_higgs.data import encoding
 from ds_higgs.data.build import Preparation
-from ds_higgs.data.dac import DacCodec
+from ds_higgs.data.codec.dac import DacCodec
 
 from .audio_files import cloning_sample, write_tone
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_higgs.cli import run
+from ds_higgs.cli.main import run
 from ds_higgs.data.build import build_dataset
 from ds_higgs.data.make_manifest import make_manifests, pick_references, split
 from ds_higgs.data.sources.utterance import Utterance

@@ -7,9 +7,9 @@ from boson_multimodal.data_types import AudioContent
 
 from ds_higgs.data.build import build_dataset
 from ds_higgs.data.chatml import parse_sample, tokenize
-from ds_higgs.data.layout import AudioLayout
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.references import MovedSample, move_references
+from ds_higgs.layout import AudioLayout
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 
 from .audio_files import cloning_sample, text_sample

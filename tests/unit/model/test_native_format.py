@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ds_higgs.adapters.native import save_native_model
 from ds_higgs.errors import UserError
 from ds_higgs.model import native_format
 from ds_higgs.model.loading import load_model, load_tokenizer, read_model_config, released_model_config, resolve_base
-from ds_higgs.model.native_export import save_native_model
 
 END_OF_TURN = 504
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

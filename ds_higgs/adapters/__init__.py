@@ -1,0 +1,1 @@
+"""What a run hands out: saving, opening, merging, native form, card."""

@@ -1,0 +1,31 @@
+"""The trained adapter in PEFT format, written whole or not at all."""
+
+from pathlib import Path
+
+import deepspeed
+from deepspeed import DeepSpeedEngine
+from peft import PeftModel
+
+from ds_higgs.files import replaced_whole
+from ds_higgs.job import distributed
+
+
+def save_adapter(engine: DeepSpeedEngine, folder: Path, *, base: str, revision: str | None) -> None:
+    """Write the adapter that the engine trains to `folder`, replacing it. Every rank calls this; rank 0 writes.
+
+    Args:
+        base: folder or hub id of the base checkpoint, for adapter_config.json; revision: of the hub repository.
+    """
+    model: PeftModel = engine.module.peft_model
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    partitioned = engine.zero_optimization_stage() == 3
+    with deepspeed.zero.GatheredParameters(trainable, modifier_rank=None, enabled=partitioned):
+        distributed.on_main_rank(lambda: _write(model, folder, base=base, revision=revision))
+
+
+def _write(model: PeftModel, folder: Path, *, base: str, revision: str | None) -> None:
+    config = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path = base
+    config.revision = revision
+    with replaced_whole(folder) as unfinished:
+        model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)

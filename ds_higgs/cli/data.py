@@ -1,0 +1,70 @@
+"""The commands of before the training: manifest, validate, prepare."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ds_higgs.config import Config
+
+FORMS = ("pairs", "table", "swift", "metadata", "datasets")
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+
+def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> None:
+    """Add the commands with `add_command(name, function, summary)`, which returns the command's parser."""
+    manifest = add_command("manifest", _manifest, "make a manifest from recordings and their texts")
+    manifest.add_argument(
+        "source",
+        type=Path,
+        help="a folder of recordings with .txt files; an audio|text table; JSON lines of ms-swift; the metadata.json "
+        "of train-higgs-audio; a folder of the datasets library",
+    )
+    manifest.add_argument("-o", "--out", type=Path, required=True, help="manifest to write: .json, or .jsonl for lines")
+    manifest.add_argument("--form", choices=FORMS, help="of the source, where its name does not tell")
+    manifest.add_argument("--split", type=float, metavar="SHARE", help="share of the utterances to hold out, as 0.05")
+    manifest.add_argument("--val-out", type=Path, help="manifest of those held out (OUT with -val)")
+    manifest.add_argument("--seed", type=int, default=0, help="of the references and the split (0)")
+    manifest.add_argument("--speaker", help="one speaker for all utterances, whatever the source says")
+    manifest.add_argument("--system", help='text of the system message ("" for none)')
+
+    validate = add_config_command("validate", _validate, "check manifests, audio, base checkpoint and codec")
+    validate.add_argument("--json", action="store_true", help="the report as JSON on standard output")
+
+    prepare = add_config_command("prepare", _prepare, "encode the manifests' audio into the code cache")
+    prepare.add_argument(
+        "--processes", type=int, metavar="N", help="processes that encode at once (one per GPU; 1 without)"
+    )
+
+
+def _manifest(arguments: argparse.Namespace) -> None:
+    from ds_higgs.data.make_manifest import make_manifests
+
+    made = make_manifests(
+        arguments.source,
+        arguments.out,
+        form=arguments.form,
+        share=arguments.split,
+        validation=arguments.val_out,
+        seed=arguments.seed,
+        speaker=arguments.speaker,
+        system=arguments.system,
+    )
+    for manifest in made:
+        without = manifest.num_without_reference
+        print(
+            f"{manifest.path}: {manifest.num_samples} samples of {manifest.num_speakers} speakers"
+            + (f", {without} without a reference" if without else "")
+        )
+
+
+def _validate(config: Config, arguments: argparse.Namespace) -> None:
+    from ds_higgs.commands.validate import validate
+
+    validate(config, as_json=arguments.json)
+
+
+def _prepare(config: Config, arguments: argparse.Namespace) -> None:
+    from ds_higgs.commands.prepare import prepare
+
+    prepare(config, processes=arguments.processes)

@@ -1,0 +1,229 @@
+"""The commands of after the training: export, generate, evaluate, report."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ds_higgs.errors import UserError
+
+if TYPE_CHECKING:
+    from ds_higgs.commands.generate import SpeechOptions
+    from ds_higgs.data.rules import ReferenceTurn
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+# --reference-turn, and the data.reference_turn by which a manifest is then read.
+MANIFEST_TURNS: dict[str, "ReferenceTurn"] = {"user": "as_is", "assistant": "assistant", "boson": "as_is"}
+
+
+def add_commands(add_command: AddCommand) -> None:
+    """Add the commands with `add_command(name, function, summary)`, which returns the command's parser."""
+    export = add_command("export", _export, "write a run's adapter, or the model merged with it")
+    export.add_argument("source", type=Path, metavar="RUN", help="a run's folder, a checkpoint of it, or an adapter")
+    export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder to write")
+    export.add_argument("--step", type=int, help="the adapter of this step (the final one, else the newest)")
+    export.add_argument("--merge", action="store_true", help="the whole model rather than the adapter")
+    export.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the merged model (bf16)")
+    export.add_argument(
+        "--format",
+        choices=("original", "transformers"),
+        default="original",
+        help="boson_multimodal's own names, or those of transformers >= 5.3 (original)",
+    )
+    export.add_argument("--base", help="base checkpoint, where the one that the adapter names is elsewhere now")
+    export.add_argument("--licence", default="other", help="for the model card (other)")
+
+    generate = add_command("generate", _generate, "speak a text, or a manifest's samples, to WAV files")
+    _add_model_flags(generate)
+    generate.add_argument("--adapter", type=Path, help="a run's folder, a checkpoint of it, or an adapter")
+    what = generate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="the text to speak")
+    what.add_argument("--manifest", type=Path, help="speak the samples of this manifest")
+    generate.add_argument("-o", "--out", type=Path, required=True, help="WAV file; a folder with --manifest")
+    generate.add_argument("--reference", type=Path, metavar="AUDIO", help="recording of the voice to speak in")
+    generate.add_argument("--reference-text", metavar="TEXT", help="what is said in it")
+    generate.add_argument(
+        "--reference-turn",
+        choices=MANIFEST_TURNS,
+        help="where the reference stands: in the request, as in examples/voice_cloning; in an assistant turn before "
+        "it, as data.reference_turn: assistant trains it; or as in boson's own examples (as the run was trained)",
+    )
+    _add_speech_flags(generate, count="with --manifest: speak at most so many samples, spread over it (all)")
+
+    evaluate = add_command("evaluate", _evaluate, "losses and speech of checkpoints against their base, in one table")
+    evaluate.add_argument("sources", type=Path, nargs="*", metavar="RUN", help="runs, checkpoints or adapters")
+    _add_model_flags(evaluate)
+    evaluate.add_argument("--manifest", type=Path, help="samples to evaluate on (the run's validation manifest)")
+    evaluate.add_argument("-o", "--out", type=Path, help="folder for WAVs and evaluation.json (RUN/evaluation)")
+    evaluate.add_argument("--no-base", action="store_true", help="leave the base without adapter out")
+    evaluate.add_argument("--batch-size", type=int, default=4, help="for the losses (4)")
+    evaluate.add_argument("--asr", metavar="MODEL", help="speech recogniser of transformers, for error rates")
+    evaluate.add_argument("--asr-language", metavar="NAME", help="for a multilingual Whisper model, such as arabic")
+    evaluate.add_argument("--speaker-model", metavar="MODEL", help="x-vector model of transformers, for similarity")
+    _add_speech_flags(evaluate, count="speak at most so many samples, spread over the manifest (8)")
+
+    report = add_command("report", _report, "one HTML page of a run, or of several side by side")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument("-o", "--out", type=Path, help="the page (report.html in the first run's folder)")
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", help="base checkpoint, folder or hub id (the one that the adapter names)")
+    parser.add_argument("--revision", help="of a hub repository")
+    parser.add_argument("--step", type=int, help="of a run: the adapter of this step (the final one, else the newest)")
+    parser.add_argument("--codec", help="audio codec, folder or hub id (the base checkpoint's own)")
+    parser.add_argument("--device", help="such as cuda:1 or cpu (the GPU, where there is one)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="of the model (bf16 on a GPU, else fp32)")
+
+
+def _add_speech_flags(parser: argparse.ArgumentParser, *, count: str) -> None:
+    parser.add_argument("--count", type=int, help=count)
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech (0)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest code, always (0.7)")
+    parser.add_argument("--top-k", type=int, help="draw from so many likeliest codes (no limit)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="draw from the likeliest codes of this share (0.95)")
+    parser.add_argument(
+        "--ras-window", type=int, default=7, help="frames of repetition-aware sampling; 0 switches it off (7)"
+    )
+    parser.add_argument("--ras-max-repeats", type=int, default=2, help="repeats allowed in that window (2)")
+    parser.add_argument("--max-seconds", type=float, default=30.0, help="longest speech (30)")
+    parser.add_argument("--cache-dir", type=Path, help="code cache (the user's, which training shares)")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ds_higgs.commands.export import export
+
+    export(
+        arguments.source,
+        arguments.out,
+        step=arguments.step,
+        merge=arguments.merge,
+        precision=arguments.precision,
+        layout=arguments.format,
+        base=arguments.base,
+        licence=arguments.licence,
+    )
+    kind = "merged model" if arguments.merge else "adapter"
+    print(f"{arguments.out}: {kind} in the {arguments.format} format; README.md tells how to use it")
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from ds_higgs.commands.generate import Reference, VoiceOptions, load_voice, speak_manifest, speak_text
+
+    if arguments.manifest is not None and (arguments.reference or arguments.reference_text):
+        raise UserError("--reference and --reference-text go with --text: a manifest brings its own references")
+    options = VoiceOptions(
+        base=arguments.base,
+        revision=arguments.revision,
+        adapter=arguments.adapter,
+        step=arguments.step,
+        codec=arguments.codec,
+        device=arguments.device,
+        precision=arguments.precision,
+        reference_turn=None if arguments.reference_turn is None else MANIFEST_TURNS[arguments.reference_turn],
+    )
+    speech = _speech_options(arguments)
+    voice = load_voice(options)
+    if arguments.manifest is not None:
+        rows = speak_manifest(
+            arguments.manifest,
+            arguments.out,
+            voice=voice,
+            speech=speech,
+            count=arguments.count,
+            cache_dir=arguments.cache_dir,
+        )
+        stopped = sum(row["stopped_by"] == "eos" for row in rows)
+        print(f"{arguments.out}: {len(rows)} WAV files, {stopped} ended by the model; measures in samples.jsonl")
+        return
+    reference = Reference(arguments.reference, arguments.reference_text, arguments.reference_turn)
+    spoken = speak_text(arguments.text, arguments.out, voice=voice, reference=reference, speech=speech)
+    seconds = spoken.codes.shape[1] * voice.codec.hop_length / voice.codec.sampling_rate
+    ended = "ended by the model" if spoken.stopped_by == "eos" else "cut off at --max-seconds: the model did not end"
+    print(f"{arguments.out}: {seconds:.2f} s, {ended}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from ds_higgs.commands.evaluate import Judges, build_columns, compare, format_table
+    from ds_higgs.speech.judges import SpeakerJudge, Transcriber
+
+    columns = build_columns(
+        arguments.sources,
+        base=arguments.base,
+        step=arguments.step,
+        with_base=not arguments.no_base,
+        revision=arguments.revision,
+        codec=arguments.codec,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    device = arguments.device or "cpu"
+    judges = Judges(
+        Transcriber(arguments.asr, language=arguments.asr_language, device=device) if arguments.asr else None,
+        SpeakerJudge(arguments.speaker_model, device=device) if arguments.speaker_model else None,
+    )
+    out = arguments.out or _inside_run(arguments.sources, "evaluation", flag="--out")
+    evaluations = compare(
+        columns,
+        arguments.manifest or _val_manifest(arguments.sources),
+        out,
+        speech=_speech_options(arguments),
+        count=8 if arguments.count is None else arguments.count,
+        batch_size=arguments.batch_size,
+        judges=judges,
+        cache_dir=arguments.cache_dir,
+    )
+    format_table(evaluations)
+    print(f"\n{out}: WAV files and evaluation.json")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from ds_higgs.report import build_report
+
+    out = arguments.out or arguments.runs[0] / "report.html"
+    build_report(arguments.runs, out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
+
+
+def _speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
+    from ds_higgs.commands.generate import SpeechOptions
+    from ds_higgs.model.generation import Sampling
+
+    problems = [
+        f"--{name.replace('_', '-')}: found {value}, expected {expected}"
+        for name, value, fine, expected in (
+            ("temperature", arguments.temperature, arguments.temperature >= 0, "0 or more"),
+            ("top_k", arguments.top_k, arguments.top_k is None or arguments.top_k > 0, "1 or more"),
+            ("top_p", arguments.top_p, 0 < arguments.top_p <= 1, "more than 0, at most 1"),
+            ("max_seconds", arguments.max_seconds, arguments.max_seconds > 0, "more than 0"),
+            ("count", arguments.count, arguments.count is None or arguments.count > 0, "1 or more"),
+        )
+        if not fine
+    ]
+    if problems:
+        raise UserError.from_problems("the command line is wrong", problems)
+    sampling = Sampling(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        ras_window=arguments.ras_window or None,
+        ras_max_repeats=arguments.ras_max_repeats,
+    )
+    return SpeechOptions(sampling, seed=arguments.seed, max_seconds=arguments.max_seconds)
+
+
+def _val_manifest(sources: list[Path]) -> Path:
+    from ds_higgs.run_folder import RunFolder
+
+    if len(sources) == 1 and (sources[0] / "config.yaml").is_file():
+        manifest = RunFolder.open(sources[0]).config["data"]["val_manifest"]
+        if manifest is not None:
+            return Path(manifest)
+    raise UserError("nothing to evaluate on: expected --manifest, or one run that has a validation manifest")
+
+
+def _inside_run(sources: list[Path], name: str, *, flag: str) -> Path:
+    if len(sources) == 1 and (sources[0] / "config.yaml").is_file():
+        return sources[0] / name
+    raise UserError(f"nowhere to write: expected {flag}, or one run's folder")

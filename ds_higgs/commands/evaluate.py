@@ -1,0 +1,212 @@
+"""Checkpoints against their base without adapter: losses and what can be heard, in one table."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ds_higgs.batch import Batch
+from ds_higgs.commands.generate import SpeechOptions, VoiceOptions, load_voice
+from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.manifest import read_manifest, sample_id
+from ds_higgs.errors import UserError
+from ds_higgs.losses import build_targets
+from ds_higgs.speech.judges import SpeakerJudge, Transcriber
+from ds_higgs.speech.measures import average
+from ds_higgs.speech.prompts import spoken_text
+from ds_higgs.speech.samples import FixedPrompt, Speaker, choose_prompts, speak_all
+from ds_higgs.speech.transcripts import ErrorCount, count_character_errors, count_word_errors, total_errors
+from ds_higgs.speech.voice import Voice
+from ds_higgs.training.train_step import LossWeights, StepModule, summarise
+
+BASE = "base"
+# What the table shows, in this order: key, heading, and whether more is better (None: nearer to 1 is).
+MEASURES: tuple[tuple[str, str, bool | None], ...] = (
+    ("loss", "loss", False),
+    ("text_loss", "text loss", False),
+    ("audio_loss", "audio loss", False),
+    ("code_accuracy", "code accuracy", True),
+    ("stop_rate", "stop rate", True),
+    ("duration_ratio", "duration ratio", None),
+    ("silence_share", "silence share", False),
+    ("mel_cepstral_distance", "mel-cepstral distance, dB", False),
+    ("word_error_rate", "word error rate", False),
+    ("character_error_rate", "character error rate", False),
+    ("speaker_similarity", "speaker similarity", True),
+)
+_ERRORS = ("word_errors", "character_errors")
+_NO_AVERAGE = ("number", "seconds", *_ERRORS)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The optional models that listen."""
+
+    transcriber: Transcriber | None = None
+    speaker: SpeakerJudge | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One column of the table: averages over all samples, and the samples themselves."""
+
+    name: str
+    values: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+def compare(
+    columns: dict[str, VoiceOptions],
+    manifest: Path,
+    out: Path,
+    *,
+    speech: SpeechOptions,
+    count: int,
+    batch_size: int,
+    judges: Judges,
+    cache_dir: Path | None = None,
+) -> list[Evaluation]:
+    """Evaluate every model of `columns` on `manifest`; WAVs, and all numbers as evaluation.json, go to `out`.
+
+    Args:
+        columns: by name.
+        count: samples to speak; the losses are over the whole manifest.
+
+    Raises:
+        UserError: for what is missing or does not fit.
+    """
+    evaluations = []
+    for name, options in columns.items():
+        voice = load_voice(options)
+        dataset = voice.read_manifest(manifest, cache_dir=cache_dir)
+        values = compute_losses(voice, dataset, batch_size=batch_size)
+        samples = listen(voice, dataset, out, name=name, speech=speech, count=count, judges=judges)
+        evaluations.append(Evaluation(name, values | summarise_samples(samples), samples))
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"manifest": str(manifest), "columns": [vars(evaluation) for evaluation in evaluations]}
+    (out / "evaluation.json").write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return evaluations
+
+
+@torch.no_grad()
+def compute_losses(voice: Voice, dataset: HiggsDataset, *, batch_size: int) -> dict[str, float]:
+    """text_loss, audio_loss and their sum over a whole data set, as validation in training computes them."""
+    num_codebooks = voice.rules.layout.num_codebooks
+    weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=num_codebooks)
+    module = StepModule(voice.model)
+    sums, counts = torch.zeros(2, 1 + num_codebooks, dtype=torch.float64)
+    for batch in _batches(voice, dataset, batch_size):
+        targets = build_targets(batch, placeholder_ids=module.placeholder_ids)
+        device = voice.model.device
+        output = module(
+            batch.model_inputs.to(device), targets.to(device), torch.zeros(1 + num_codebooks, device=device)
+        )
+        sums += output.sums.cpu()
+        counts += targets.counts().cpu()
+    result = summarise(sums.tolist(), counts.tolist(), weights)
+    return {"loss": result.loss, "text_loss": result.text_loss, "audio_loss": result.audio_loss}
+
+
+def _batches(voice: Voice, dataset: HiggsDataset, batch_size: int) -> Iterator[Batch]:
+    order = np.argsort(dataset.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        indices = [int(index) for index in order[start : start + batch_size]]
+        yield voice.collator([dataset[index] for index in indices], [dataset.sample_id(index) for index in indices])
+
+
+def listen(
+    voice: Voice, dataset: HiggsDataset, out: Path, *, name: str, speech: SpeechOptions, count: int, judges: Judges
+) -> list[dict[str, Any]]:
+    """Speak and measure up to `count` samples; a row for each, its `file` relative to `out`."""
+    items = choose_prompts(dataset, voice.collator, count=count)
+    speaker = Speaker(
+        voice.codec, voice.collator, sampling=speech.sampling, seed=speech.seed, max_seconds=speech.max_seconds
+    )
+    speaker.save_originals(out, items)
+    texts = _texts(dataset.manifest, {item.sample_id for item in items}) if judges.transcriber else {}
+    judge = partial(_judge, speaker=speaker, judges=judges, texts=texts)
+    rows = speak_all(voice.model, items, speaker, out / name, judge=judge)
+    return [{**row, "file": str(Path(row["file"]).relative_to(out))} for row in rows]
+
+
+def _texts(manifest: Path, wanted: set[str]) -> dict[str, str]:
+    entries = ((sample_id(manifest, entry.number), entry) for entry in read_manifest(manifest))
+    return {name: spoken_text(entry.data) for name, entry in entries if name in wanted}
+
+
+def _judge(
+    item: FixedPrompt, waveform: np.ndarray, *, speaker: Speaker, judges: Judges, texts: dict[str, str]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    rate = speaker.codec.sampling_rate
+    if judges.transcriber is not None:
+        heard = judges.transcriber.transcribe(waveform, sampling_rate=rate) if len(waveform) else ""
+        wanted = texts[item.sample_id]
+        row |= {"text": wanted, "heard": heard}
+        row["word_errors"] = vars(count_word_errors(wanted, heard))
+        row["character_errors"] = vars(count_character_errors(wanted, heard))
+    if judges.speaker is not None:
+        original = item.prompt.reference_codes if item.prompt.reference_codes is not None else item.prompt.target_codes
+        row["speaker_similarity"] = (
+            judges.speaker.similarity(waveform, speaker.decode(original), sampling_rate=rate) if len(waveform) else None
+        )
+    return row
+
+
+def summarise_samples(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Averages of what was heard; error rates are over all words and characters."""
+    plain = [
+        {key: value for key, value in row.items() if isinstance(value, int | float) and key not in _NO_AVERAGE}
+        | {"stop_rate": row["stopped_by"] == "eos"}
+        for row in rows
+    ]
+    rates = {
+        errors.replace("errors", "error_rate"): total_errors(ErrorCount(**row[errors]) for row in rows).rate
+        for errors in _ERRORS
+        if rows and errors in rows[0]
+    }
+    return average(plain) | rates
+
+
+def format_table(evaluations: Sequence[Evaluation], write: Callable[[str], object] = print) -> None:
+    """Write the table: one row a measure, one column a model, an arrow for the better direction."""
+    arrows = {True: "(higher is better)", False: "(lower is better)", None: "(1 is best)"}
+    shown = [one for one in MEASURES if any(one[0] in evaluation.values for evaluation in evaluations)]
+    headings = [f"{heading} {arrows[better]}" for _, heading, better in shown]
+    first = max(map(len, headings), default=0)
+    widths = [max(len(evaluation.name), 10) for evaluation in evaluations]
+    names = (f"{one.name:>{width}}" for one, width in zip(evaluations, widths, strict=True))
+    write(" " * first + "  " + "  ".join(names))
+    for heading, (key, _, _) in zip(headings, shown, strict=True):
+        cells = (f"{_cell(one.values.get(key)):>{width}}" for one, width in zip(evaluations, widths, strict=True))
+        write(f"{heading:<{first}}  " + "  ".join(cells))
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def build_columns(
+    sources: Sequence[Path], *, base: str | None, step: int | None, with_base: bool, **options: Any
+) -> dict[str, VoiceOptions]:
+    """A column for every source, named after it, with that of the base before them.
+
+    Raises:
+        UserError: where there is nothing to evaluate.
+    """
+    columns = {}
+    if with_base:
+        if base is None and not sources:
+            raise UserError("nothing to evaluate: expected a run, a checkpoint or an adapter, or --base")
+        columns[BASE] = VoiceOptions(base=base, base_of=sources[0] if base is None else None, step=step, **options)
+    for source in sources:
+        name = source.resolve().name
+        while name in columns:
+            name += "'"
+        columns[name] = VoiceOptions(base=base, adapter=source, step=step, **options)
+    return columns

@@ -1,0 +1,140 @@
+"""`ds-higgs validate`: checks everything that training reads and reports every problem at once."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from ds_higgs import setup
+from ds_higgs.config import Config
+from ds_higgs.data.build import Preparation
+from ds_higgs.data.problems import Problem
+from ds_higgs.data.rules import SampleRules
+from ds_higgs.data.statistics import ManifestStatistics
+from ds_higgs.errors import UserError
+from ds_higgs.model.loading import HiggsAudioModel, resolve_base
+from ds_higgs.model.signature import check_model_class
+
+Result = TypeVar("Result")
+MAX_SPEAKERS = 10
+NO_SAMPLE = -1  # in place of a sample's number
+
+
+@dataclass
+class Report:
+    """What was found. `problems` would stop training; `rejected` are samples that it would leave out."""
+
+    problems: list[Problem] = field(default_factory=list)
+    rejected: list[Problem] = field(default_factory=list)
+    statistics: dict[str, ManifestStatistics] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ok": not self.problems,
+            "problems": [_problem_as_json(problem) for problem in self.problems],
+            "rejected": [_problem_as_json(problem) for problem in self.rejected],
+            "manifests": {name: asdict(statistics) for name, statistics in self.statistics.items()},
+        }
+
+
+def validate(config: Config, *, as_json: bool = False) -> None:
+    """Check base checkpoint, model class, codec, manifests and all audio; print the report.
+
+    Raises:
+        UserError: anything would stop training.
+    """
+    report = collect_report(config)
+    if as_json:
+        print(json.dumps(report.as_json(), ensure_ascii=False, indent=2))
+    else:
+        print_report(report)
+    if report.problems:
+        noun = "problem" if len(report.problems) == 1 else "problems"
+        raise UserError(f"{len(report.problems)} {noun} would stop training")
+
+
+def collect_report(config: Config) -> Report:
+    """Everything that `validate` tells; what depends on something broken is left out."""
+    report = Report()
+
+    def attempt(place: str, action: Callable[[], Result]) -> Result | None:
+        try:
+            return action()
+        except UserError as error:
+            report.problems.append(Problem(file=place, number=NO_SAMPLE, sample=place, message=str(error)))
+            return None
+
+    attempt("model", lambda: check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork))
+    base = attempt("model.base", lambda: resolve_base(config.model.base, config.model.revision))
+    if base is not None:
+        rules = attempt("model.base", lambda: setup.build_sample_rules(config.data, base))
+        for manifest in (config.data.train_manifest, config.data.val_manifest):
+            if manifest is not None and rules is not None:
+                check = _manifest_check(config, manifest, rules, report)
+                attempt(str(manifest), check)
+    return report
+
+
+def print_report(report: Report) -> None:
+    """The report as tables on standard output."""
+    console = Console(soft_wrap=True)
+    for name, statistics in report.statistics.items():
+        console.print(_statistics_table(name, statistics))
+    for title, problems in (("Problems", report.problems), ("Left out (on_bad_sample: skip)", report.rejected)):
+        if problems:
+            console.print(_problems_table(title, problems))
+    if not report.problems:
+        console.print("Nothing would stop training.")
+
+
+def _problem_as_json(problem: Problem) -> dict[str, Any]:
+    return asdict(problem) | {"number": None if problem.number == NO_SAMPLE else problem.number}
+
+
+def _manifest_check(config: Config, manifest: Path, rules: SampleRules, report: Report) -> Callable[[], None]:
+    def check() -> None:
+        preparation = Preparation(manifest, rules=rules, cache_dir=setup.code_cache_dir(config.data))
+        preparation.analyse()
+        preparation.encode()
+        statistics = preparation.statistics()
+        report.statistics[str(manifest)] = statistics
+        stops = config.data.on_bad_sample == "error" or statistics.num_samples == 0
+        (report.problems if stops else report.rejected).extend(sorted(preparation.problems))
+
+    return check
+
+
+def _statistics_table(name: str, statistics: ManifestStatistics) -> Table:
+    table = Table(title=name, title_justify="left", show_header=False)
+    speakers = list(statistics.speakers.items())
+    shown = ", ".join(f"{speaker} ({count})" for speaker, count in speakers[:MAX_SPEAKERS])
+    more = f" and {len(speakers) - MAX_SPEAKERS} more" if len(speakers) > MAX_SPEAKERS else ""
+    rows = {
+        "samples": f"{statistics.num_samples} ({statistics.num_text_only} of text only)",
+        "audio": f"{statistics.audio_hours:.2f} h in {statistics.num_clips} clips",
+        "targets, references": f"{statistics.target_hours:.2f} h, {statistics.reference_hours:.2f} h",
+        "target length, s": _shown(statistics.target_seconds),
+        "positions per sample": f"mean {statistics.positions_per_sample:.0f}; {_shown(statistics.positions)}",
+        "share that is learned": f"{statistics.target_share:.1%}",
+        "speakers": f"{len(speakers)}: {shown}{more}" if speakers else "none named",
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    return table
+
+
+def _problems_table(title: str, problems: list[Problem]) -> Table:
+    table = Table(title=f"{title}: {len(problems)}", title_justify="left")
+    for column in ("sample", "problem", "expected"):
+        table.add_column(column, overflow="fold")
+    for problem in problems:
+        table.add_row(problem.sample, problem.message, problem.expected or "")
+    return table
+
+
+def _shown(percentiles: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in percentiles.items())

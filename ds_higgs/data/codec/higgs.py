@@ -1,0 +1,78 @@
+"""Boson's Higgs audio tokenizer as an AudioCodec."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from ds_higgs.data.codec.batched import BatchedCodec
+from ds_higgs.data.codec.source import CodecSource
+from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio
+from ds_higgs.errors import UserError
+
+HOW_TO_INSTALL = (
+    "pip install 'ds_higgs[codec]' and "
+    "pip install --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2"
+)  # fmt: skip
+
+
+class HiggsTokenizerCodec(BatchedCodec):
+    """A folder with boson's config.json and model.pth; see AudioCodec."""
+
+    def __init__(self, source: CodecSource, *, device: torch.device | str = "cpu"):
+        super().__init__(source, device=device)
+        self._tokenizer = _load(source.folder, str(device))
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> np.ndarray:
+        return self._tokenizer.decode(codes.unsqueeze(0)).reshape(-1).astype(np.float32)
+
+    def _encode_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        # The public `encode` takes one clip; with whole frames it does this and nothing more.
+        return self._tokenizer._xcodec_encode(batch.unsqueeze(1)).audio_codes
+
+
+def _load(folder: Path, device: str) -> Any:
+    provide_torchaudio()
+    try:
+        from boson_multimodal.audio_processing import higgs_audio_tokenizer
+    except ImportError as error:
+        raise UserError(
+            f"the Higgs audio tokenizer needs {error.name or error}; install it: {HOW_TO_INSTALL}"
+        ) from None
+    with _no_remote_code(higgs_audio_tokenizer):
+        try:
+            tokenizer = higgs_audio_tokenizer.load_higgs_audio_tokenizer(str(folder), device=device)
+        except (RuntimeError, TypeError, KeyError, OSError) as error:
+            raise UserError(f"{folder}: the Higgs audio tokenizer cannot be loaded: {error}") from None
+    _check_complete(folder, tokenizer)
+    return tokenizer
+
+
+@contextmanager
+def _no_remote_code(module: Any) -> Iterator[None]:
+    """Boson loads HuBERT with trust_remote_code=True; it is a plain HuBERT and needs none."""
+
+    class AutoModel:
+        @staticmethod
+        def from_pretrained(name: str, **_: Any) -> torch.nn.Module:
+            return transformers.AutoModel.from_pretrained(name, trust_remote_code=False)
+
+    original = module.AutoModel
+    module.AutoModel = AutoModel
+    try:
+        yield
+    finally:
+        module.AutoModel = original
+
+
+def _check_complete(folder: Path, tokenizer: torch.nn.Module) -> None:
+    """Boson loads with strict=False: what is missing in model.pth would stay random. HuBERT has its own weights."""
+    saved = torch.load(folder / "model.pth", map_location="cpu", weights_only=True, mmap=True)
+    missing = [name for name in tokenizer.state_dict() if name not in saved and not name.startswith("semantic_model.")]
+    if missing:
+        raise UserError(f"{folder / 'model.pth'}: {len(missing)} tensors are missing, the first is {missing[0]}")

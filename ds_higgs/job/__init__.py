@@ -1,0 +1,1 @@
+"""One process among others: ranks, launcher, stopping, failures, exit."""

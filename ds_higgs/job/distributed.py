@@ -1,0 +1,144 @@
+"""Process group, ranks, reductions and rank-zero logging; the same with and without a launcher."""
+
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ds_higgs.job.extensions import loading_extensions, prepare_compiler
+
+logger = logging.getLogger("ds_higgs")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: global rank, number of processes, rank on this machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def read_ranks() -> Ranks:
+    """Ranks as the launcher gave them; one process where there is none (LOCAL_RANK unset or -1)."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "-1"))
+    return Ranks(
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=max(local_rank, 0),
+    )
+
+
+def init_process_group() -> Ranks:
+    """Start torch.distributed through DeepSpeed: NCCL where there is a GPU, gloo otherwise.
+
+    Without a launcher the variables that DeepSpeed reads are set for a group of one, so that it does not look for MPI.
+    """
+    prepare_compiler()
+    import deepspeed
+
+    ranks = read_ranks()
+    defaults = {
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()) if ranks.world_size == 1 else "29500",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local_rank)
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        with loading_extensions():
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        barrier()
+        _unlink_shared_memory(ranks.rank)
+    return ranks
+
+
+def destroy_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def training_device(ranks: Ranks) -> torch.device:
+    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Of the GPU; on a CPU this process's share of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return installed // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over all ranks, in place; the tensor itself where there is one process."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def on_main_rank(action: Callable[[], None]) -> None:
+    """Run `action` on rank 0 while the others wait, and raise on every rank what it raises there."""
+    error: list[BaseException | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            action()
+        except Exception as raised:
+            error = [raised]
+    if world_size() > 1:
+        dist.broadcast_object_list(error, src=0)
+    if error[0] is not None:
+        raise error[0]
+
+
+def set_up_logging(ranks: Ranks) -> None:
+    """Log to standard error: INFO on rank 0, warnings on the others; DeepSpeed's own chatter only as warnings."""
+    logging.basicConfig(
+        format="%(asctime)s %(message)s" if ranks.world_size == 1 else f"%(asctime)s [rank {ranks.rank}] %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    # torch's notice to those who write DeepSpeed, once per process and kind.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    logger.setLevel(logging.INFO if ranks.is_main else logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _unlink_shared_memory(rank: int) -> None:
+    """Take back the name of DeepSpeed's shared-memory buffer (CPU only), once every rank has it mapped.
+
+    DeepSpeed leaves 66 MB in /dev/shm for each rank of each run, for ever; without a name they go with the processes,
+    however these end.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    (Path("/dev/shm") / name).unlink(missing_ok=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,153 @@
+"""The configuration's data section, made into rules, data sets and loaders."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ds_higgs.config import Config, DataConfig
+from ds_higgs.data import build as data_build
+from ds_higgs.data.cache import default_code_cache
+from ds_higgs.data.codec.source import find_codec
+from ds_higgs.data.collation import BatchCollator
+from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.encoding import Progress
+from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.problems import write_rejected
+from ds_higgs.data.rules import SampleRules, build_rules
+from ds_higgs.errors import UserError
+from ds_higgs.job import distributed
+from ds_higgs.job.distributed import Ranks, logger
+from ds_higgs.model.generation import Sampling
+from ds_higgs.model.loading import load_tokenizer, read_model_config
+from ds_higgs.speech.in_training import Listener
+from ds_higgs.speech.samples import Speaker, choose_prompts
+
+
+def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
+    """What the base checkpoint and the configuration ask of a sample."""
+    model_config = read_model_config(base)
+    for key in ("use_delay_pattern", "encode_whisper_embed"):
+        wanted, of_base = getattr(config, key), getattr(model_config, key)
+        if wanted not in ("auto", of_base):
+            logger.warning("data.%s is %s, the base checkpoint has %s: inference will differ", key, wanted, of_base)
+    return build_rules(
+        tokenizer=load_tokenizer(base),
+        model_config=model_config,
+        codec=find_codec(config.codec, base),
+        audio_root=config.audio_root,
+        min_audio_s=config.min_audio_s,
+        max_audio_s=config.max_audio_s,
+        max_tokens=config.max_tokens,
+        use_delay_pattern=_as_override(config.use_delay_pattern),
+        encode_whisper_embed=_as_override(config.encode_whisper_embed),
+        reference_turn=config.reference_turn,
+    )
+
+
+def build_dataset(config: Config, manifest: Path, rules: SampleRules, ranks: Ranks) -> HiggsDataset:
+    """The samples of a manifest, checked, their audio in the code cache; every rank encodes its share.
+
+    Raises:
+        UserError: with every problem of the manifest.
+    """
+    with encoding_progress(manifest, enabled=ranks.is_main and config.logging.progress) as progress:
+        return data_build.build_dataset(
+            manifest,
+            rules=rules,
+            cache_dir=code_cache_dir(config.data),
+            on_bad_sample=config.data.on_bad_sample,
+            device=str(distributed.training_device(ranks)),
+            ranks=data_build.Ranks(ranks.rank, ranks.world_size, distributed.barrier),
+            progress=progress,
+        )
+
+
+@contextmanager
+def encoding_progress(manifest: Path, *, enabled: bool) -> Iterator[Progress]:
+    """A bar of clips encoded, clips a second and time left; none where nothing is to be encoded."""
+    bars: list[tqdm] = []
+
+    def show(done: int, total: int) -> None:
+        if total > 0 and not bars:
+            bars.append(tqdm(total=total, unit="clip", desc=manifest.name, dynamic_ncols=True, disable=not enabled))
+        for bar in bars:
+            bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def list_rejected(run_dir: Path, *datasets: HiggsDataset) -> None:
+    """Write rejected.jsonl: the samples that were left out, each with the reasons."""
+    for dataset in datasets:
+        write_rejected(run_dir / "rejected.jsonl", dataset.manifest, dataset.rejected)
+
+
+def build_train_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:
+    """Optimizer steps of shuffled, length-grouped micro-batches."""
+    if config.zero.stage == 3:
+        _check_audio_everywhere(dataset)
+    return StepLoader(
+        dataset,
+        BatchCollator(rules.layout),
+        batch_size=None if config.data.max_tokens else config.data.batch_size,
+        max_tokens=config.data.max_tokens,
+        gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.run.seed,
+        num_workers=config.data.num_workers,
+        pin_memory=distributed.training_device(ranks).type == "cuda",
+    )
+
+
+def build_val_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:
+    """The same micro-batches in the same order every time, one a step."""
+    return StepLoader(
+        dataset,
+        BatchCollator(rules.layout),
+        batch_size=None if config.data.max_tokens else config.data.batch_size,
+        max_tokens=config.data.max_tokens,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=False,
+    )
+
+
+def code_cache_dir(config: DataConfig) -> Path:
+    """`data.cache_dir`, by default a folder of the user's that all runs share."""
+    return config.cache_dir or default_code_cache()
+
+
+def build_listener(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> Listener | None:
+    """What speaks validation prompts while the run trains, where `eval.num_audio_samples` asks for it."""
+    if config.eval.num_audio_samples == 0:
+        return None
+    collator = BatchCollator(rules.layout)
+    speaker = Speaker(
+        rules.codec.load(distributed.training_device(ranks)),
+        collator,
+        sampling=Sampling(),
+        seed=config.run.seed,
+        max_seconds=config.eval.max_audio_s,
+    )
+    prompts = choose_prompts(dataset, collator, count=config.eval.num_audio_samples)
+    return Listener(prompts, speaker, run_dir=config.run.output_dir, ranks=ranks)
+
+
+def _check_audio_everywhere(dataset: HiggsDataset) -> None:
+    without = [dataset.sample_id(index) for index in range(len(dataset)) if dataset.count_targets(index)[1] == 0]
+    if without:
+        raise UserError(
+            f"{without[0]}: has no audio to learn ({len(without)} such samples), and ZeRO stage 3 cannot train those: "
+            "its ranks would wait for each other forever; expected zero.stage 2 or below, or audio in every sample"
+        )
+
+
+def _as_override(value: bool | str) -> bool | None:
+    return None if value == "auto" else bool(value)

@@ -1,0 +1,1 @@
+"""Memory terms and estimator: arithmetic alone."""

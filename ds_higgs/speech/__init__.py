@@ -1,0 +1,1 @@
+"""Prompts, generation, measures, judges."""

@@ -1,0 +1,69 @@
+"""Lets a run be heard while it trains: the same validation prompts again and again, each rank its share."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+
+from ds_higgs.checkpoint.folders import step_name
+from ds_higgs.job.distributed import Ranks
+from ds_higgs.speech.measures import average
+from ds_higgs.speech.samples import FixedPrompt, Speaker, speak_all
+
+SAMPLES = "samples"
+# Of the rows of one step: what is averaged.
+_AVERAGED = ("code_accuracy", "duration_ratio", "silence_share", "mel_cepstral_distance")
+
+
+class Listener:
+    """Speaks, measures and saves the fixed prompts of a run.
+
+    Args:
+        prompts: of all ranks.
+    """
+
+    def __init__(self, prompts: Sequence[FixedPrompt], speaker: Speaker, *, run_dir: Path, ranks: Ranks):
+        self.run_dir = run_dir
+        self._own = prompts[ranks.rank :: ranks.world_size]
+        self._speaker = speaker
+        self._ranks = ranks
+
+    def listen(self, engine: DeepSpeedEngine, step: int) -> list[dict[str, Any]]:
+        """Speak to samples/step-XXXXXXXX/NNN.wav; the rows of all ranks, in the prompts' order, on every rank.
+
+        Draws nothing from the random state of training.
+        """
+        folder = self.run_dir / SAMPLES
+        self._speaker.save_originals(folder, self._own)
+        rows = speak_all(engine.module.higgs, self._own, self._speaker, folder / step_name(step))
+        for row in rows:
+            row["file"] = str(Path(row["file"]).relative_to(self.run_dir))
+        return sorted(self._gather(rows), key=lambda row: row["number"])
+
+    def _gather(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._ranks.world_size == 1:
+            return rows
+        gathered: list[list[dict[str, Any]]] = [[] for _ in range(self._ranks.world_size)]
+        dist.all_gather_object(gathered, rows)
+        return [row for share in gathered for row in share]
+
+
+def summarise_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Averages over the rows of one step, and the share that the model ended itself."""
+    plain = [{key: row[key] for key in _AVERAGED} | {"stop_rate": row["stopped_by"] == "eos"} for row in rows]
+    return average(plain)
+
+
+def log_audio(engine: DeepSpeedEngine, run_dir: Path, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Add the rows' WAV files to TensorBoard, where it is on; on rank 0."""
+    if engine.monitor.tb_monitor is None:
+        return
+    writer = engine.monitor.tb_monitor.summary_writer
+    for row in rows:
+        waveform, rate = soundfile.read(run_dir / row["file"], dtype="float32")
+        if len(waveform):
+            writer.add_audio(f"samples/{row['number']:03d} {row['sample_id']}", waveform[None], step, sample_rate=rate)
+    writer.flush()

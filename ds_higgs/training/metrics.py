@@ -1,0 +1,152 @@
+"""What a run tells: metrics.jsonl, the progress bar, and the trackers behind DeepSpeed's monitor."""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from tqdm import tqdm
+
+from ds_higgs.job.distributed import logger
+from ds_higgs.training.train_step import StepResult
+
+
+class MetricsFile:
+    """OUTPUT_DIR/metrics.jsonl: one JSON object a line, each with `event` and `step`; written by rank 0 alone."""
+
+    def __init__(self, path: Path, *, enabled: bool):
+        self.path = path
+        self.enabled = enabled
+
+    def write(self, event: str, *, step: int, **values: Any) -> None:
+        """Append one line. Numbers that are not finite become strings ("nan"), so that every line is valid JSON."""
+        if not self.enabled:
+            return
+        line = json.dumps({"event": event, "step": step, **json_values(values)}, allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`, and an unfinished last line: the run goes on from there."""
+        if not self.enabled or not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and _keep(json.loads(line), step)]
+        rewritten = self.path.with_suffix(".jsonl.tmp")
+        rewritten.write_text("".join(kept), encoding="utf-8")
+        rewritten.replace(self.path)
+
+
+class StepTimer:
+    """Wall time of optimizer steps, without what happens between them (validation, saving)."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> float:
+        """Seconds since `start`."""
+        return time.perf_counter() - self._started
+
+
+def step_values(
+    result: StepResult, *, epoch: int, learning_rate: float, num_samples: int, num_tokens: int, seconds: float
+) -> dict[str, Any]:
+    """The values of a "step" line."""
+    return {
+        "epoch": epoch,
+        **eval_values(result),
+        "learning_rate": learning_rate,
+        "grad_norm": result.grad_norm,
+        "num_samples": num_samples,
+        "num_tokens": num_tokens,
+        "applied": result.applied,
+        "step_time_s": seconds,
+        "samples_per_second": num_samples / seconds,
+        "tokens_per_second": num_tokens / seconds,
+        "peak_memory_gib": peak_memory_gib(),
+    }
+
+
+def eval_values(result: StepResult) -> dict[str, Any]:
+    """The values of an "eval" line."""
+    return {
+        "loss": result.loss,
+        "text_loss": result.text_loss,
+        "audio_loss": result.audio_loss,
+        "audio_loss_per_codebook": list(result.audio_loss_per_codebook),
+        "num_text_targets": result.num_text_targets,
+        "num_audio_targets": result.num_audio_targets,
+    }
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held, in GiB: of the GPU allocator, or resident where there is no GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def track(engine: DeepSpeedEngine, step: int, values: Mapping[str, float]) -> None:
+    """Send values to the trackers that are switched on (TensorBoard, W&B, CSV), at x = `step`."""
+    if engine.monitor.enabled:
+        engine.monitor.write_events([(name, value, step) for name, value in values.items()])
+
+
+class Progress:
+    """A progress bar on a terminal, a line every `log_steps` elsewhere; on rank 0 alone."""
+
+    def __init__(self, *, total_steps: int, done_steps: int, bar: bool, log_steps: int, enabled: bool):
+        self.enabled = enabled
+        self.log_steps = log_steps
+        self.total_steps = total_steps
+        show_bar = enabled and bar and sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=done_steps, unit="step", disable=not show_bar, dynamic_ncols=True)
+
+    def step(self, step: int, values: Mapping[str, Any]) -> None:
+        """Show one optimizer step."""
+        if not self.enabled:
+            return
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"loss {values['loss']:.3f} audio {values['audio_loss']:.3f}", refresh=False)
+            self._bar.update(1)
+        elif step % self.log_steps == 0 or step == self.total_steps:
+            logger.info(
+                "step %d/%d  epoch %d  loss %.4f  text %.4f  audio %.4f  lr %.2e  grad %.3f  %.0f tokens/s  %.1f GiB",
+                step,
+                self.total_steps,
+                values["epoch"],
+                values["loss"],
+                values["text_loss"],
+                values["audio_loss"],
+                values["learning_rate"],
+                values["grad_norm"],
+                values["tokens_per_second"],
+                values["peak_memory_gib"],
+            )
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _keep(line: Mapping[str, Any], step: int) -> bool:
+    return line["step"] <= step and line["event"] != "end"
+
+
+def json_values(value: Any) -> Any:
+    """The value with every number that is not finite as a string, as valid JSON wants it."""
+    if isinstance(value, Mapping):
+        return {key: json_values(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

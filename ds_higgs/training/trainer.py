@@ -1,0 +1,387 @@
+"""The training run: set-up, loop, and what happens every so many steps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from safetensors import SafetensorError
+
+from ds_higgs import setup
+from ds_higgs.adapters.saving import save_adapter
+from ds_higgs.batch import Batch
+from ds_higgs.checkpoint import (
+    capture_random_state,
+    find_checkpoint,
+    load_checkpoint,
+    reseed,
+    restore_random_state,
+    save_checkpoint,
+)
+from ds_higgs.config import Config
+from ds_higgs.config_file import fixed_values, resolved, write_config
+from ds_higgs.data.loader import StepLoader
+from ds_higgs.files import write_json
+from ds_higgs.job import distributed
+from ds_higgs.job.distributed import Ranks, logger
+from ds_higgs.job.failures import FailureWatch
+from ds_higgs.job.launcher import find_launcher
+from ds_higgs.job.stopping import StopRequests
+from ds_higgs.model.loading import HiggsAudioModel, resolve_base
+from ds_higgs.model.signature import check_model_class
+from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
+from ds_higgs.training.best import Best
+from ds_higgs.training.engine import (
+    build_engine,
+    build_lora_model,
+    choose_memory_settings,
+    decide_checkpointing,
+    log_parameters,
+)
+from ds_higgs.training.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
+from ds_higgs.training.train_step import LossWeights, NonFiniteError, StepResult, train_step
+from ds_higgs.training.validation import evaluate
+from ds_higgs.training.zero import build_deepspeed_config
+
+
+def train(config: Config) -> None:
+    """Run the training that `config` describes, as this process's rank.
+
+    Raises:
+        UserError: where the configuration, the data, the base checkpoint or the checkpoint to resume from is wrong.
+    """
+    ranks = distributed.init_process_group()
+    try:
+        distributed.set_up_logging(ranks)
+        launcher = find_launcher()
+        watch = FailureWatch(
+            config.run.output_dir, rank=ranks.rank, world_size=ranks.world_size, launcher_is_lost=launcher.is_lost
+        )
+        with watch, StopRequests(launcher.is_lost) as stop_requests:
+            trainer = Trainer.set_up(config, ranks, stop_requests)
+            if trainer.fit() is Outcome.STOPPED:
+                logger.info("stopped and saved; to go on: %s", launcher.resume_command())
+    finally:
+        distributed.destroy_process_group()
+
+
+class Outcome(Enum):
+    """How a run ended that did not fail."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    NO_BETTER = "no better"
+
+
+@dataclass
+class Position:
+    """How far a run is; part of every checkpoint."""
+
+    step: int = 0
+    samples_seen: int = 0
+    tokens_seen: int = 0
+    skipped_steps: int = 0  # without an update, for a loss or gradient that was not finite
+    validation_loss: float | None = None  # of the last validation
+
+
+class Trainer:
+    """A run in progress: what it trains, where it is, what it writes."""
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        stop_requests: StopRequests,
+        *,
+        engine: DeepSpeedEngine,
+        train_loader: StepLoader,
+        val_loader: StepLoader | None,
+        listener: Listener | None,
+        weights: LossWeights,
+        total_steps: int,
+    ):
+        self.config = config
+        self.ranks = ranks
+        self.stop_requests = stop_requests
+        self.engine = engine
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.listener = listener
+        self.weights = weights
+        self.total_steps = total_steps
+        self.position = Position()
+        self.best = Best(config.eval.best_by, config.eval.patience)
+        self.run_dir = config.run.output_dir
+        self.metrics = MetricsFile(self.run_dir / "metrics.jsonl", enabled=ranks.is_main)
+
+    @classmethod
+    def set_up(cls, config: Config, ranks: Ranks, stop_requests: StopRequests) -> "Trainer":
+        """Build everything a run needs; what can be wrong is found before weights are read and anything is written."""
+        torch.use_deterministic_algorithms(config.run.deterministic)
+        deepspeed_config = build_deepspeed_config(config)
+
+        memory_settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
+
+        # 1. Base checkpoint and data.
+        check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork)
+        base = resolve_base(config.model.base, config.model.revision)
+        rules = setup.build_sample_rules(config.data, base)
+        train_set = setup.build_dataset(config, config.data.train_manifest, rules, ranks)
+        train_loader = setup.build_train_loader(config, train_set, rules, ranks)
+        datasets = [train_set]
+        val_loader, listener = None, None
+        if config.data.val_manifest is not None:
+            val_set = setup.build_dataset(config, config.data.val_manifest, rules, ranks)
+            val_loader = setup.build_val_loader(config, val_set, rules, ranks)
+            listener = setup.build_listener(config, val_set, rules, ranks)
+            datasets.append(val_set)
+        total_steps = train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps)
+        weights = LossWeights.build(
+            text=config.loss.text_weight,
+            audio=config.loss.audio_weight,
+            codebooks=config.loss.codebook_weights,
+            num_codebooks=rules.layout.num_codebooks,
+        )
+
+        checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
+
+        # 2. Model and engine.
+        longest = int(train_set.lengths.max())
+        memory_settings = decide_checkpointing(config, memory_settings, longest=longest, ranks=ranks)
+        model = build_lora_model(config, base, memory_settings)
+        log_parameters(model)
+        engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=total_steps, ranks=ranks)
+        trainer = cls(
+            config,
+            ranks,
+            stop_requests,
+            engine=engine,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            listener=listener,
+            weights=weights,
+            total_steps=total_steps,
+        )
+
+        # 3. Where the run goes on, and its folder.
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        distributed.on_main_rank(lambda: write_run_folder(config, deepspeed_config))
+        trainer.metrics.rewind(trainer.position.step if checkpoint is not None else -1)
+        distributed.on_main_rank(lambda: setup.list_rejected(config.run.output_dir, *datasets))
+        if checkpoint is not None:
+            trainer.metrics.write("resume", step=trainer.position.step, checkpoint=str(checkpoint))
+        return trainer
+
+    def fit(self) -> Outcome:
+        """Train to the last step, or until a stop is asked for, validating and saving on the way."""
+        if self.position.step == 0:
+            self.validate()
+            self.listen()
+        progress = Progress(
+            total_steps=self.total_steps,
+            done_steps=self.position.step,
+            bar=self.config.logging.progress,
+            log_steps=self.config.logging.log_steps,
+            enabled=self.ranks.is_main,
+        )
+        outcome = Outcome.DONE
+        for epoch, micro_batches, timer in self._steps():
+            values, stop = self.train_one_step(epoch, micro_batches, timer)
+            progress.step(self.position.step, values)
+            if self._due(self.config.eval.eval_steps):
+                self.validate()
+            if self._due(self.config.eval.audio_every or self.config.eval.eval_steps):
+                self.listen()
+            last = stop or self.finished
+            if last or self._due(self.config.checkpoint.save_steps):
+                self.save(may_fail=not last and self.config.checkpoint.on_save_error == "warn")
+            if stop and not self.finished:
+                outcome = Outcome.STOPPED
+                break
+        progress.close()
+        if self.best.is_over:
+            outcome = Outcome.NO_BETTER
+        self.metrics.write("end", step=self.position.step, reason=outcome.value)
+        if outcome is not Outcome.STOPPED:
+            logger.info("%s: the adapter is in %s", outcome.value, self.run_dir / "adapters" / "final")
+        return outcome
+
+    def train_one_step(self, epoch: int, micro_batches: list[Batch], timer: StepTimer) -> tuple[dict[str, Any], bool]:
+        """Make one optimizer step and record it; also tells whether any rank was asked to stop."""
+        learning_rate = self.engine.get_lr()[0]
+        num_samples = sum(len(batch.sample_ids) for batch in micro_batches)
+        num_tokens = sum(batch.num_tokens for batch in micro_batches)
+        try:
+            result = train_step(
+                self.engine,
+                micro_batches,
+                self.weights,
+                skip_non_finite=self.config.run.on_nonfinite == "skip",
+                extra=(num_samples, num_tokens, self.stop_requests.requested()),
+            )
+        except NonFiniteError as error:
+            self._record_non_finite(micro_batches, error.result)
+            raise
+        if not result.applied:
+            self._record_non_finite(micro_batches, result)
+            self.position.skipped_steps += 1
+        num_samples, num_tokens, stop_requests = (int(total) for total in result.extra)
+        self.position.step += 1
+        self.position.samples_seen += num_samples
+        self.position.tokens_seen += num_tokens
+        values = step_values(
+            result,
+            epoch=epoch,
+            learning_rate=learning_rate,
+            num_samples=num_samples,
+            num_tokens=num_tokens,
+            seconds=timer.stop(),
+        )
+        self.metrics.write("step", step=self.position.step, **values, skipped_steps=self.position.skipped_steps)
+        if self.position.step % self.config.logging.log_steps == 0:
+            shown = ("loss", "text_loss", "audio_loss", "learning_rate", "grad_norm", "tokens_per_second")
+            track(self.engine, self.position.step, {f"train/{name}": values[name] for name in shown})
+        return values, stop_requests > 0
+
+    def validate(self) -> None:
+        """Record the losses on the validation manifest, where there is one."""
+        if self.val_loader is None:
+            return
+        # From the first micro-batch on, although `max_batches` may have left the loader in the middle.
+        self.val_loader.epoch, self.val_loader.micro_batches_done = 0, 0
+        batches = (batch for [batch] in islice(self.val_loader, self.config.eval.max_batches))
+        values = eval_values(evaluate(self.engine, batches, self.weights))
+        logger.info(
+            "step %d: validation loss %.4f  text %.4f  audio %.4f",
+            self.position.step,
+            values["loss"],
+            values["text_loss"],
+            values["audio_loss"],
+        )
+        self.position.validation_loss = values["loss"]
+        self.metrics.write("eval", step=self.position.step, **values)
+        shown = ("loss", "text_loss", "audio_loss")
+        track(self.engine, self.position.step, {f"val/{name}": values[name] for name in shown})
+        self._keep_best(values)
+
+    def listen(self) -> None:
+        """Record what the model says to the fixed validation prompts, where there are any."""
+        if self.listener is None:
+            return
+        step = self.position.step
+        rows = self.listener.listen(self.engine, step)
+        for row in rows:
+            self.metrics.write("sample", step=step, **row)
+        values = summarise_rows(rows)
+        logger.info("step %d: %d samples, %.0f %% ended by the model", step, len(rows), 100 * values["stop_rate"])
+        track(self.engine, step, {f"samples/{name}": value for name, value in values.items()})
+        log_audio(self.engine, self.run_dir, rows, step)
+        self._keep_best(values)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no step left to make."""
+        return self.position.step == self.total_steps or self.best.is_over
+
+    def _keep_best(self, values: dict[str, Any]) -> None:
+        """Save the adapter as adapters/best where an evaluation is the best so far, by `eval.best_by`."""
+        if self.best.update(values, step=self.position.step):
+            self._save_adapter("best")
+            self.metrics.write("best", step=self.position.step, measure=self.best.measure, value=self.best.value)
+
+    def save(self, *, may_fail: bool) -> None:
+        """Write the adapter as it is now, then a checkpoint to resume from: whatever it is of is then complete.
+
+        Raises:
+            OSError, SafetensorError: they could not be written and `may_fail` is false; on every rank, naming the file.
+        """
+        step = self.position.step
+        try:
+            for name in [f"step-{step:08d}"] + (["final"] if self.finished else []):
+                self._save_adapter(name)
+            folder = self._save_checkpoint()
+        except (OSError, SafetensorError) as error:
+            if not may_fail:
+                raise
+            logger.warning("%s; going on without it", error)
+            self.metrics.write("save_error", step=step, message=str(error))
+            return
+        self.metrics.write("checkpoint", step=step, folder=str(folder.relative_to(self.run_dir)))
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of this run, or of another one."""
+        state, random_state = load_checkpoint(self.engine, path, fixed=fixed_values(self.config))
+        self.position = Position(**state["position"])
+        self.best.load_state_dict(state["best"])
+        self.train_loader.load_state_dict(state["loader"])
+        if random_state is None:
+            reseed(self.config.run.seed, step=self.position.step, rank=self.ranks.rank)
+        else:
+            restore_random_state(random_state)
+        logger.info("going on from %s", path)
+
+    def _save_checkpoint(self) -> Path:
+        return save_checkpoint(
+            self.engine,
+            self.run_dir,
+            step=self.position.step,
+            state={
+                "position": vars(self.position),
+                "loader": self.train_loader.state_dict(),
+                "best": self.best.state_dict(),
+                "config": resolved(self.config),
+            },
+            rank_state=capture_random_state(),
+            keep_latest=self.config.checkpoint.keep_latest,
+            fixed=fixed_values(self.config),
+            validation_loss=self.position.validation_loss,
+        )
+
+    def _save_adapter(self, name: str) -> None:
+        save_adapter(
+            self.engine,
+            self.run_dir / "adapters" / name,
+            base=resolved(self.config)["model"]["base"],
+            revision=self.config.model.revision,
+        )
+
+    def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:
+        """The rest of the run: epoch (from 1), this rank's micro-batches, a timer that started with loading them."""
+        timer = StepTimer()
+        while not self.finished:
+            epoch = self.train_loader.epoch + 1
+            timer.start()
+            for micro_batches in self.train_loader:
+                yield epoch, micro_batches, timer
+                if self.finished:
+                    return
+                timer.start()
+
+    def _due(self, every: int) -> bool:
+        return self.position.step % every == 0 or self.position.step == self.total_steps
+
+    def _record_non_finite(self, micro_batches: list[Batch], result: StepResult) -> None:
+        """Write down, on each rank, the samples and numbers of a step that was not finite."""
+        step = self.position.step + 1
+        record = {
+            "step": step,
+            "rank": self.ranks.rank,
+            "samples": [list(batch.sample_ids) for batch in micro_batches],
+            **eval_values(result),
+            "grad_norm": result.grad_norm,
+        }
+        path = self.run_dir / f"nonfinite-step-{step:08d}-rank-{self.ranks.rank:05d}.json"
+        write_json(path, json_values(record))
+
+
+def write_run_folder(config: Config, deepspeed_config: dict[str, Any]) -> None:
+    """OUTPUT_DIR with config.yaml and ds_config.json."""
+    folder = config.run.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder / "config.yaml")
+    write_json(folder / "ds_config.json", deepspeed_config)

@@ -1,0 +1,94 @@
+"""Adapters arrive unchanged, and a merged model speaks as the unmerged one does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from ds_higgs.adapters.merging import ADAPTER_WEIGHTS, load_adapter, merge_adapter
+from ds_higgs.errors import UserError
+from ds_higgs.model.loading import load_model
+from ds_higgs.model.lora import apply_lora
+
+
+def build_trained(tiny_base: Path, *, dtype: torch.dtype = torch.float32, dora: bool = False) -> PeftModel:
+    """A PeftModel with large random adapters, so that a wrong merge shows."""
+    torch.manual_seed(1)
+    model = apply_lora(
+        load_model(tiny_base, dtype=dtype),
+        rank=4,
+        alpha=8,
+        dropout=0.1,
+        targets=["attention", "text_ffn", "audio_ffn"],
+        modules_to_save=["audio_head"],
+        dora=dora,
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+@torch.no_grad()
+def compute_logits(model) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text logits [1, seq, vocab] and audio logits [frames, codebooks, codebook_size] of a fixed input."""
+    generator = torch.Generator().manual_seed(2)
+    input_ids = torch.tensor([[3, 40, 508, 511, 507, 9, 504]])
+    outputs = model(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        audio_out_ids=torch.randint(0, 1024, (8, 21), generator=generator),
+        audio_out_ids_start=torch.tensor([0]),
+        audio_out_ids_start_group_loc=torch.tensor([0]),
+    )
+    return outputs.logits.float(), outputs.audio_logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_arrives_unchanged(tiny_base: Path, tmp_path: Path, dtype: torch.dtype):
+    trained = build_trained(tiny_base, dtype=dtype)
+    trained.save_pretrained(tmp_path)
+    loaded = load_adapter(load_model(tiny_base, dtype=dtype), tmp_path).eval()
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight.to(loaded.state_dict()[name].dtype)), name
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_merged_model_gives_the_unmerged_logits(tiny_base: Path, dora: bool):
+    trained = build_trained(tiny_base, dora=dora)
+    expected = compute_logits(trained)
+    base_logits = compute_logits(load_model(tiny_base, dtype=torch.float32).eval())
+    assert (expected[1] - base_logits[1]).abs().max() > 0.1, "the adapter has to matter"
+    merged = merge_adapter(trained, dtype=torch.float32)
+    for got, want in zip(compute_logits(merged), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert merged.state_dict().keys() == load_file(tiny_base / "model.safetensors").keys()
+
+
+def test_a_bf16_merge_rounds_once(tiny_base: Path):
+    exact = merge_adapter(build_trained(tiny_base), dtype=torch.float32).state_dict()
+    rounded = merge_adapter(build_trained(tiny_base), dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in exact.items())
+
+
+def test_an_adapter_for_another_architecture_is_refused(tiny_base: Path, tmp_path: Path):
+    build_trained(tiny_base).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / ADAPTER_WEIGHTS)
+    lost = next(name for name in tensors if name.endswith("lora_B.weight"))
+    renamed = {name.replace(lost, lost.replace("layers.", "blocks.")): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / ADAPTER_WEIGHTS)
+    with pytest.raises(UserError, match="does not fit the base checkpoint"):
+        load_adapter(load_model(tiny_base, dtype=torch.float32), tmp_path)
+
+
+def test_a_folder_that_is_no_lora_adapter_is_refused(tiny_base: Path, tmp_path: Path):
+    model = load_model(tiny_base, dtype=torch.float32)
+    with pytest.raises(UserError, match="not an adapter"):
+        load_adapter(model, tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
+    save_file({}, tmp_path / ADAPTER_WEIGHTS)
+    with pytest.raises(UserError, match="peft_type is 'IA3'"):
+        load_adapter(model, tmp_path)

@@ -1,0 +1,112 @@
+"""What an export writes, from a run's folder or an adapter's: it loads, it says where it comes from, it is whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ds_higgs.adapters.merging import load_adapter, merge_adapter
+from ds_higgs.commands.export import export
+from ds_higgs.errors import UserError
+from ds_higgs.model.loading import (
+    ORIGINAL_REVISION,
+    RELEASED_REPOSITORY,
+    load_model,
+    load_tokenizer,
+    resolve_base,
+)
+from tests.support.runs import write_adapter, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with adapters of steps 5 and 10 and a final one; read only."""
+    folder = tmp_path_factory.mktemp("runs") / "voice"
+    write_run(folder, tiny_base)
+    return folder
+
+
+def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_final_adapter_is_taken_unless_a_step_is_named(run: Path, tmp_path: Path):
+    export(run, tmp_path / "final")
+    export(run, tmp_path / "five", step=5)
+    assert_same(read_adapter(tmp_path / "final"), read_adapter(run / "adapters" / "final"))
+    assert_same(read_adapter(tmp_path / "five"), read_adapter(run / "adapters" / "step-00000005"))
+    with pytest.raises(UserError, match="no adapter of step 7; found steps: 5, 10"):
+        export(run, tmp_path / "seven", step=7)
+
+
+def test_an_exported_adapter_loads_on_its_base(run: Path, tiny_base: Path, tmp_path: Path):
+    export(run, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_base)
+    load_adapter(load_model(tiny_base, dtype=torch.float32), tmp_path / "out")
+
+
+def test_the_released_base_is_named_with_its_revision(run: Path, tmp_path: Path):
+    export(run, tmp_path / "out", base=RELEASED_REPOSITORY)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (RELEASED_REPOSITORY, ORIGINAL_REVISION)
+    export(run, tmp_path / "native", base=RELEASED_REPOSITORY, layout="transformers")
+    config = json.loads((tmp_path / "native" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (RELEASED_REPOSITORY, None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+def test_a_merged_model_is_a_base_to_go_on_from(run: Path, tiny_base: Path, tmp_path: Path, layout, precision):
+    export(run, tmp_path / "out", merge=True, layout=layout, precision=precision)
+    merged = resolve_base(str(tmp_path / "out"), None)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    loaded = load_model(merged, dtype=dtype)
+    adapted = load_adapter(load_model(tiny_base, dtype=torch.float32), run / "adapters" / "final")
+    assert_same(loaded.state_dict(), merge_adapter(adapted, dtype=dtype).state_dict())
+    assert {weight.dtype for weight in load_file(merged / "model.safetensors").values()} == {dtype}
+    assert load_tokenizer(merged).encode("صباح الخير") == load_tokenizer(tiny_base).encode("صباح الخير")
+    assert (merged / "codec" / "config.json").is_file()
+
+
+def test_the_card_tells_base_licence_training_and_use(run: Path, tiny_base: Path, tmp_path: Path):
+    export(run, tmp_path / "out", step=5, licence="cc-by-4.0")
+    _, header, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    fields = yaml.safe_load(header)
+    assert (fields["base_model"], fields["license"]) == (str(tiny_base), "cc-by-4.0")
+    assert fields["library_name"] == "peft"
+    assert "5 optimizer steps over 8 samples" in body
+    assert "0.10 hours" in body  # 72,000 targets / 8 codebooks / 25 frames a second
+    assert "validation losses: loss 7.0000, text_loss 3.0000, audio_loss 4.0000" in body
+    assert "learning_rate: 0.005" in body
+    compile(body.split("```python\n")[1].split("```")[0], "usage", "exec")
+
+
+def test_an_adapter_outside_a_run_is_exported_without_its_history(run: Path, tiny_base: Path, tmp_path: Path):
+    write_adapter(tiny_base, tmp_path / "alone", seed=1)
+    export(tmp_path / "alone", tmp_path / "out")
+    assert_same(read_adapter(tmp_path / "out"), read_adapter(tmp_path / "alone"))
+    assert "## Training" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_nothing_is_overwritten_and_nothing_half_done_is_left(run: Path, tmp_path: Path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="expected a new or empty folder"):
+        export(run, tmp_path / "full")
+    with pytest.raises(UserError):
+        export(run, tmp_path / "out", merge=True, base=str(tmp_path / "no_base"))
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_folder_without_anything_to_export_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="not the folder of a run"):
+        export(tmp_path, tmp_path / "out")

@@ -1,0 +1,242 @@
+"""The memory estimate: against counted tensor bytes of real steps, and the released model's known numbers."""
+
+import dataclasses
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from boson_multimodal.model.higgs_audio import HiggsAudioModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ds_higgs.batch import Batch
+from ds_higgs.config import Config
+from ds_higgs.errors import UserError
+from ds_higgs.job import distributed
+from ds_higgs.job.distributed import Ranks
+from ds_higgs.losses import build_targets
+from ds_higgs.model.loading import RELEASED_REPOSITORY
+from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
+from ds_higgs.model.patches import apply_patches
+from ds_higgs.model.tiny import build_tiny_config
+from ds_higgs.model.tiny_tokenizer import build_tiny_tokenizer
+from ds_higgs.sizing import memory
+from ds_higgs.sizing.estimator import (
+    CHECKPOINTING_CHOICES,
+    USABLE_SHARE,
+    Estimator,
+    resolve_checkpointing,
+    run_estimate,
+)
+from ds_higgs.sizing.memory import GIB, BatchShape, Policy, estimate_memory, total_bytes
+from ds_higgs.sizing.shape import model_shape
+from ds_higgs.training.engine import choose_memory_settings, decide_checkpointing
+from ds_higgs.training.train_step import LossWeights, StepModule
+from tests.support.batches import Sample, make_batch
+
+SAMPLES = [
+    Sample("a sentence of some length to be spoken " * 2, (60,), (150,)),
+    Sample("another one, somewhat shorter", (40,), (120,)),
+    Sample("and a third", (55,), (135,)),
+]
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, now and at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.alive:
+            self.alive[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
+
+
+def expanded_shape(batch: Batch, text_rows: int, audio_rows: int) -> BatchShape:
+    """Every sample has two placeholders; a segment gains two specials and seven frames of the delay pattern."""
+    tokens = batch.model_inputs["attention_mask"].sum(dim=1).tolist()
+    frames = [sum((*sample.reference_frames, *sample.target_frames)) + 2 * 9 for sample in SAMPLES]
+    lengths = [text - 2 + audio for text, audio in zip(tokens, frames, strict=True)]
+    return BatchShape(len(lengths), sum(lengths), max(lengths), text_rows, audio_rows)
+
+
+def measure_and_estimate(
+    *, hidden_size: int, num_layers: int, checkpoint_every: int | None, dropout: float, dtype: torch.dtype
+) -> tuple[int, int]:
+    """Counted peak of two training steps, and the estimate of it."""
+    tokenizer = build_tiny_tokenizer()
+    config = build_tiny_config(
+        tokenizer,
+        whisper=False,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        intermediate_size=3 * hidden_size,
+        num_attention_heads=hidden_size // 32,
+        num_key_value_heads=hidden_size // 64,
+    )
+    batch = make_batch(SAMPLES, tokenizer, config)
+    with TensorBytes() as counted:
+        model = HiggsAudioModel(config).to(dtype)
+        targets = ("attention", "text_ffn", "audio_ffn")
+        peft_model = apply_lora(model, rank=16, alpha=32, dropout=dropout, targets=targets)
+        apply_patches(unwrap(peft_model), packed_rows=True, kernels="torch", activation_checkpointing=checkpoint_every)
+        module = StepModule(peft_model)
+        labels = build_targets(batch, placeholder_ids=module.placeholder_ids)
+        weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
+        optimizer = torch.optim.AdamW([weight for weight in peft_model.parameters() if weight.requires_grad], lr=1e-4)
+        for _ in range(2):
+            module(batch.model_inputs, labels, weights.scales(labels.counts()).float()).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    counts = count_parameters(peft_model)
+    shape = expanded_shape(batch, len(labels.text_labels), len(labels.audio_frames))
+    policy = Policy(
+        element_bytes=dtype.itemsize,
+        zero_stage=0,
+        checkpoint_every=checkpoint_every,
+        lora_dropout=dropout,
+        cuda=False,
+    )
+    terms = estimate_memory(
+        model_shape(config),
+        shape,
+        policy,
+        frozen=counts["total"] - counts["trainable"],
+        trainable=counts["trainable"],
+    )
+    if dtype != torch.float32:  # this test's optimizer keeps no fp32 state
+        terms |= {"master weights": 0, "Adam moments": 2 * dtype.itemsize * counts["trainable"]}
+    return counted.peak, total_bytes(terms)
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 1])
+@pytest.mark.parametrize(("hidden_size", "num_layers"), [(64, 6), (128, 4), (256, 3)])
+def test_estimate_is_within_ten_per_cent_of_counted_bytes(hidden_size: int, num_layers: int, checkpoint_every):
+    measured, estimated = measure_and_estimate(
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        checkpoint_every=checkpoint_every,
+        dropout=0.05,
+        dtype=torch.float32,
+    )
+    assert estimated == pytest.approx(measured, rel=0.10)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_every", "dropout", "dtype"),
+    [(2, 0.05, torch.float32), (None, 0.0, torch.float32), (None, 0.05, torch.bfloat16), (1, 0.0, torch.bfloat16)],
+)
+def test_other_policies_too(checkpoint_every, dropout: float, dtype: torch.dtype):
+    measured, estimated = measure_and_estimate(
+        hidden_size=128, num_layers=4, checkpoint_every=checkpoint_every, dropout=dropout, dtype=dtype
+    )
+    assert estimated == pytest.approx(measured, rel=0.10)
+
+
+def test_the_comparison_notices_a_forgotten_term(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "_lora_input_bytes", lambda *args: 0)
+    settings = {"hidden_size": 128, "num_layers": 4, "checkpoint_every": None, "dropout": 0.05}
+    measured, estimated = measure_and_estimate(**settings, dtype=torch.float32)
+    assert estimated != pytest.approx(measured, rel=0.10)
+
+
+def released_config(**sections) -> Config:
+    values = {"run": {"output_dir": "out"}, "model": {"base": RELEASED_REPOSITORY}, "data": {"train_manifest": "m"}}
+    return Config.model_validate({**values, **sections})
+
+
+def test_released_model_is_known_without_weights_or_network(capsys: pytest.CaptureFixture):
+    run_estimate(released_config(), world_size=8, positions=500, card_gib=[24, 141])
+    printed = capsys.readouterr().out
+    assert "5,771,283,456 parameters" in printed
+    assert "trained: 39,452,672 (attention 9,175,040, text_ffn 15,138,816, audio_ffn 15,138,816)" in printed
+    assert "A card of 24 GiB" in printed
+    assert "not one sample" not in printed
+
+
+def test_a_card_too_small_is_said_to_hold_nothing(capsys: pytest.CaptureFixture):
+    run_estimate(released_config(), world_size=1, positions=500, card_gib=[8])
+    assert capsys.readouterr().out.count("not one sample") == len(CHECKPOINTING_CHOICES)
+
+
+@pytest.fixture(scope="module")
+def released() -> Estimator:
+    """Of the released model on 8 GPUs."""
+    return Estimator.build(released_config(), world_size=8)
+
+
+def test_states_by_zero_stage_world_size_offload_and_quantization(released: Estimator):
+    batch = BatchShape.typical(2, 500)
+    trained, frozen = 39_452_672, 5_771_283_456
+
+    def terms(**changes) -> dict[str, int]:
+        policy = dataclasses.replace(released.policy, **changes)
+        return dataclasses.replace(released, policy=policy).terms(batch, checkpoint_every=1)
+
+    assert terms(zero_stage=2)["frozen weights"] == 2 * frozen
+    assert terms(zero_stage=3)["frozen weights"] == 2 * frozen // 8
+    assert terms(zero_stage=2)["Adam moments"] == 8 * trained // 8
+    assert terms(zero_stage=0)["Adam moments"] == 8 * trained
+    assert terms(zero_stage=2)["master weights"] == 4 * trained // 8
+    assert terms(offload_optimizer=True)["Adam moments"] == 0
+    assert terms(gradient_accumulation_steps=4)["gradients"] == (2 + 4) * trained
+    assert terms(overlap_comm=True)["communication buckets"] == 2 * terms()["communication buckets"]
+    assert terms(quantized=True)["frozen weights"] < 0.4 * terms()["frozen weights"]
+    full = terms(supervised_heads=False)["working space"]
+    assert full >= 1000 * 128256 * 3 * 4
+
+
+def test_the_largest_batch_fits_and_one_more_does_not(released: Estimator):
+    for every in CHECKPOINTING_CHOICES:
+        largest = released.largest_batch(500, checkpoint_every=every, memory_bytes=24 * GIB)
+        for samples, fits in ((largest, True), (largest + 1, False)):
+            batch = BatchShape.typical(samples, 500)
+            size = total_bytes(released.terms(batch, checkpoint_every=every))
+            assert (size <= USABLE_SHARE * 24 * GIB) == fits
+
+
+def test_auto_checkpointing_is_the_fastest_that_fits(released: Estimator):
+    batch = BatchShape.typical(2, 1500)
+    chosen = [released.choose_checkpointing(batch, memory_bytes=gib * GIB) for gib in (141, 28, 24, 14, 4)]
+    assert chosen[0] is None
+    assert chosen[-1] == 1
+    order = [CHECKPOINTING_CHOICES.index(every) for every in chosen]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("none", None), ("full", 1), (3, 3)])
+def test_a_policy_that_is_set_stays(policy, expected):
+    config = released_config(memory={"activation_checkpointing": policy})
+    assert resolve_checkpointing(config, longest=1500, world_size=1, memory_bytes=1, cuda=True) == expected
+
+
+def test_a_base_without_a_higgs_config_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    config = released_config(model={"base": str(tmp_path)})
+    with pytest.raises(UserError, match="model_type is 'llama'"):
+        Estimator.build(config, world_size=1)
+
+
+@pytest.mark.parametrize(("memory_gib", "expected"), [(1000, None), (0.001, 1)])
+def test_a_run_takes_the_policy_that_fits_its_device(tiny_base: Path, monkeypatch, memory_gib: float, expected):
+    monkeypatch.setattr(distributed, "memory_bytes", lambda device: int(memory_gib * GIB))
+    config = released_config(model={"base": str(tiny_base)})
+    settings = choose_memory_settings(config, device_type="cpu")
+    decided = decide_checkpointing(config, settings, longest=300, ranks=Ranks(rank=0, world_size=1, local_rank=0))
+    assert decided == dataclasses.replace(settings, activation_checkpointing=expected)
