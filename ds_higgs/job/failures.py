@@ -75,8 +75,8 @@ class FailureWatch:
         self._watcher.fail(failure, error)
 
     def keep(self, failure: Failure) -> None:
-        """Write the failure into the run's folder, where there is one and it can be written."""
-        if not self.run_dir.is_dir():
+        """Write the failure into the run's folder, where a run has been set up in it and it can be written."""
+        if not (self.run_dir / "config.yaml").is_file():
             return
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         try:

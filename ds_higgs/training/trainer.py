@@ -30,6 +30,7 @@ from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks, logger
 from ds_higgs.job.failures import FailureWatch
 from ds_higgs.job.launcher import find_launcher
+from ds_higgs.job.run_lock import RunLock
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
@@ -52,7 +53,8 @@ def train(config: Config) -> None:
     """Run the training that `config` describes, as this process's rank.
 
     Raises:
-        UserError: where the configuration, the data, the base checkpoint or the checkpoint to resume from is wrong.
+        UserError: where the configuration, the data, the base checkpoint or the checkpoint to resume from is wrong, or
+            another job trains in the same folder.
     """
     ranks = distributed.init_process_group()
     try:
@@ -61,7 +63,7 @@ def train(config: Config) -> None:
         watch = FailureWatch(
             config.run.output_dir, rank=ranks.rank, world_size=ranks.world_size, launcher_is_lost=launcher.is_lost
         )
-        with watch, StopRequests(launcher.is_lost) as stop_requests:
+        with RunLock(config.run.output_dir), watch, StopRequests(launcher.is_lost) as stop_requests:
             trainer = Trainer.set_up(config, ranks, stop_requests)
             if trainer.fit() is Outcome.STOPPED:
                 logger.info("stopped and saved; to go on: %s", launcher.resume_command())

@@ -7,6 +7,7 @@ came out with a run that nobody disturbed: losses and adapter bit for bit.
 import json
 import random
 import signal
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from ds_higgs.checkpoint import find_checkpoint
 from ds_higgs.checkpoint.folders import list_checkpoints
 from ds_higgs.checkpoint.marker import read_marker
-from tests.faults.job import Job, last_step, result, write_config
+from tests.faults.job import Job, last_step, result, step_numbers, write_config
 from tests.support import launching
 
 SIGNAL_LIMIT_S = 60
@@ -96,6 +97,28 @@ def _find_target(job: Job, target: str, chance: random.Random):
     if target == "rank":
         return job.rank(chance.randrange(job.ranks))
     return {"deepspeed": job.launcher, "launch": job.launch_child()}[target]
+
+
+def start_again(config: Path, times: int) -> list[Hit]:
+    """Other starts in the folder of a run that goes on: each is told who has it, and the run is not disturbed."""
+    job = Job(config)
+    assert job.wait_for_steps(1), job.output[-4000:]
+    hits = []
+    for _ in range(times):
+        before, started = last_step(job.run_dir), time.monotonic()
+        second = launching.run(launching.ds_higgs("train", "-c", config))
+        assert second.returncode == 2, second.stdout
+        assert f"in use by process {job.rank(0).pid} on {socket.gethostname()}, started " in second.stdout
+        assert "Traceback" not in second.stdout
+        assert last_step(job.run_dir) > before
+        hits.append(Hit("a second start", before, job.is_saving(), time.monotonic() - started))
+    job.rank(0).send_signal(signal.SIGUSR1)
+    job.wait_until_gone(SIGNAL_LIMIT_S)
+    check_all_whole(job.run_dir)
+    assert not (job.run_dir / "failure.txt").exists()
+    steps = [line["step"] for line in step_numbers(job.run_dir)]
+    assert steps == list(range(1, len(steps) + 1))
+    return hits
 
 
 def kill_one_rank(config: Path, ranks: Iterable[int], chance: random.Random) -> list[Hit]:

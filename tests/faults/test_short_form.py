@@ -8,6 +8,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from ds_higgs.checkpoint import find_checkpoint
 from tests.faults import scenarios
 from tests.faults.job import Job, read_metrics, write_config
@@ -36,6 +38,12 @@ def check_a_damaged_path_is_the_users_mistake(config: Path, checkpoint: Path) ->
     assert done.returncode == 2, done.stdout
     assert shard.name in done.stdout
     assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_second_start_in_the_same_folder_is_refused(tmp_path, tiny_base, times):
+    config = write_config(tmp_path / "shared", tiny_base, run={"max_steps": 100_000, "epochs": 100_000})
+    assert len(scenarios.start_again(config, times)) == times
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoints_whole(tmp_path, tiny_base):

@@ -28,6 +28,7 @@ def fail(kind: str) -> None:
 
 def main() -> None:
     run_dir = Path(sys.argv[-1])
+    (run_dir / "config.yaml").touch()  # a run's folder
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
     faulty, kind = os.environ["DS_HIGGS_FAULT"].split(":")
