@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from ds_higgs.cli.arguments import count, seed, share
 from ds_higgs.config import Config
+from ds_higgs.preflight import check_file_writable
 
 FORMS = ("pairs", "table", "swift", "metadata", "datasets")
 
@@ -22,9 +24,9 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     )
     manifest.add_argument("-o", "--out", type=Path, required=True, help="manifest to write: .json, or .jsonl for lines")
     manifest.add_argument("--form", choices=FORMS, help="of the source, where its name does not tell")
-    manifest.add_argument("--split", type=float, metavar="SHARE", help="share of the utterances to hold out, as 0.05")
+    manifest.add_argument("--split", type=share, metavar="SHARE", help="share of the utterances to hold out, as 0.05")
     manifest.add_argument("--val-out", type=Path, help="manifest of those held out (OUT with -val)")
-    manifest.add_argument("--seed", type=int, default=0, help="of the references and the split (0)")
+    manifest.add_argument("--seed", type=seed, default=0, help="of the references and the split (0)")
     manifest.add_argument("--speaker", help="one speaker for all utterances, whatever the source says")
     manifest.add_argument("--system", help='text of the system message ("" for none)')
 
@@ -33,13 +35,16 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
 
     prepare = add_config_command("prepare", _prepare, "encode the manifests' audio into the code cache")
     prepare.add_argument(
-        "--processes", type=int, metavar="N", help="processes that encode at once (one per GPU; 1 without)"
+        "--processes", type=count, metavar="N", help="processes that encode at once (one per GPU; 1 without)"
     )
 
 
 def _manifest(arguments: argparse.Namespace) -> None:
     from ds_higgs.data.make_manifest import make_manifests
 
+    check_file_writable(arguments.out, "--out")
+    if arguments.val_out is not None:
+        check_file_writable(arguments.val_out, "--val-out")
     made = make_manifests(
         arguments.source,
         arguments.out,

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ds_higgs import __version__
+from ds_higgs.cli.arguments import card_gib, count, positive, seed
 from ds_higgs.cli.data import add_commands as add_data_commands
 from ds_higgs.cli.speech import add_commands as add_speech_commands
 from ds_higgs.config import Config
 from ds_higgs.config_file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
 from ds_higgs.errors import UserError
 from ds_higgs.job.process_exit import run_and_exit
+from ds_higgs.preflight import check_file_writable, check_folder_writable
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -62,23 +64,23 @@ def build_parser() -> argparse.ArgumentParser:
     zero_config.add_argument("-o", "--output", type=Path, help="write to this file rather than the screen")
 
     estimate = _add_config_command(commands, "estimate", _estimate, "memory per GPU, term by term, before loading")
-    estimate.add_argument("--world-size", type=int, default=1, help="GPUs in all (1)")
-    estimate.add_argument("--positions", type=int, default=500, help="tokens and frames of a sample (500)")
+    estimate.add_argument("--world-size", type=count, default=1, help="GPUs in all (1)")
+    estimate.add_argument("--positions", type=count, default=500, help="tokens and frames of a sample (500)")
     estimate.add_argument(
-        "--card-gib", type=float, nargs="+", default=[16, 24, 48, 80, 141], help="cards to fill (16 24 48 80 141)"
+        "--card-gib", type=card_gib, nargs="+", default=[16, 24, 48, 80, 141], help="cards to fill (16 24 48 80 141)"
     )
 
     tune = _add_config_command(commands, "tune", _tune, "short trials over batch and ZeRO settings; the best config")
-    tune.add_argument("--num-gpus", type=int, default=None, help="processes of a trial (all GPUs; 2 without any)")
-    tune.add_argument("--steps", type=int, default=6, help="counted steps of a trial, after 2 of warm-up (6)")
-    tune.add_argument("--max-trials", type=int, default=24, help="trials at most (24)")
-    tune.add_argument("--budget-s", type=float, help="start no trial after this many seconds")
-    tune.add_argument("--timeout-s", type=float, default=900.0, help="end a trial after this many seconds (900)")
+    tune.add_argument("--num-gpus", type=count, default=None, help="processes of a trial (all GPUs; 2 without any)")
+    tune.add_argument("--steps", type=count, default=6, help="counted steps of a trial, after 2 of warm-up (6)")
+    tune.add_argument("--max-trials", type=count, default=24, help="trials at most (24)")
+    tune.add_argument("--budget-s", type=positive, help="start no trial after this many seconds")
+    tune.add_argument("--timeout-s", type=positive, default=900.0, help="end a trial after this many seconds (900)")
 
     tiny = _add_command(commands, "init-tiny", _init_tiny, "write a tiny base checkpoint, for trying things on a CPU")
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--whisper", action="store_true", help="with a Whisper audio tower")
-    tiny.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
+    tiny.add_argument("--seed", type=seed, default=0, help="of the random weights (0)")
 
     _add_command(commands, "doctor", _doctor, "check this environment: packages, GPUs, compiler, model")
 
@@ -121,6 +123,8 @@ def _zero_config(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.output is None:
         print(text)
     else:
+        check_file_writable(arguments.output, "--output")
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text + "\n", encoding="utf-8")
 
 
@@ -158,6 +162,7 @@ def _init_tiny(arguments: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest)
     from ds_higgs.model.tiny import write_tiny_base
 
+    check_folder_writable(arguments.folder, "DIR")
     write_tiny_base(arguments.folder, seed=arguments.seed, whisper=arguments.whisper)
     print(f"{arguments.folder}: tiny base checkpoint")
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ds_higgs.cli.arguments import count, count_or_zero, device, positive_or_zero, seconds, seed, share
 from ds_higgs.errors import UserError
+from ds_higgs.preflight import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
     from ds_higgs.commands.generate import SpeechOptions
@@ -22,7 +24,7 @@ def add_commands(add_command: AddCommand) -> None:
     export = add_command("export", _export, "write a run's adapter, or the model merged with it")
     export.add_argument("source", type=Path, metavar="RUN", help="a run's folder, a checkpoint of it, or an adapter")
     export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder to write")
-    export.add_argument("--step", type=int, help="the adapter of this step (the final one, else the newest)")
+    export.add_argument("--step", type=count_or_zero, help="the adapter of this step (the final one, else the newest)")
     export.add_argument("--merge", action="store_true", help="the whole model rather than the adapter")
     export.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the merged model (bf16)")
     export.add_argument(
@@ -49,7 +51,7 @@ def add_commands(add_command: AddCommand) -> None:
         help="where the reference stands: in the request, as in examples/voice_cloning; in an assistant turn before "
         "it, as data.reference_turn: assistant trains it; or as in boson's own examples (as the run was trained)",
     )
-    _add_speech_flags(generate, count="with --manifest: speak at most so many samples, spread over it (all)")
+    _add_speech_flags(generate, count_help="with --manifest: speak at most so many samples, spread over it (all)")
 
     evaluate = add_command("evaluate", _evaluate, "losses and speech of checkpoints against their base, in one table")
     evaluate.add_argument("sources", type=Path, nargs="*", metavar="RUN", help="runs, checkpoints or adapters")
@@ -57,11 +59,11 @@ def add_commands(add_command: AddCommand) -> None:
     evaluate.add_argument("--manifest", type=Path, help="samples to evaluate on (the run's validation manifest)")
     evaluate.add_argument("-o", "--out", type=Path, help="folder for WAVs and evaluation.json (RUN/evaluation)")
     evaluate.add_argument("--no-base", action="store_true", help="leave the base without adapter out")
-    evaluate.add_argument("--batch-size", type=int, default=4, help="for the losses (4)")
+    evaluate.add_argument("--batch-size", type=count, default=4, help="for the losses (4)")
     evaluate.add_argument("--asr", metavar="MODEL", help="speech recogniser of transformers, for error rates")
     evaluate.add_argument("--asr-language", metavar="NAME", help="for a multilingual Whisper model, such as arabic")
     evaluate.add_argument("--speaker-model", metavar="MODEL", help="x-vector model of transformers, for similarity")
-    _add_speech_flags(evaluate, count="speak at most so many samples, spread over the manifest (8)")
+    _add_speech_flags(evaluate, count_help="speak at most so many samples, spread over the manifest (8)")
 
     report = add_command("report", _report, "one HTML page of a run, or of several side by side")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
@@ -71,29 +73,34 @@ def add_commands(add_command: AddCommand) -> None:
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="base checkpoint, folder or hub id (the one that the adapter names)")
     parser.add_argument("--revision", help="of a hub repository")
-    parser.add_argument("--step", type=int, help="of a run: the adapter of this step (the final one, else the newest)")
+    parser.add_argument(
+        "--step", type=count_or_zero, help="of a run: the adapter of this step (the final one, else the newest)"
+    )
     parser.add_argument("--codec", help="audio codec, folder or hub id (the base checkpoint's own)")
-    parser.add_argument("--device", help="such as cuda:1 or cpu (the GPU, where there is one)")
+    parser.add_argument("--device", type=device, help="such as cuda:1 or cpu (the GPU, where there is one)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="of the model (bf16 on a GPU, else fp32)")
 
 
-def _add_speech_flags(parser: argparse.ArgumentParser, *, count: str) -> None:
-    parser.add_argument("--count", type=int, help=count)
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech (0)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest code, always (0.7)")
-    parser.add_argument("--top-k", type=int, help="draw from so many likeliest codes (no limit)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="draw from the likeliest codes of this share (0.95)")
+def _add_speech_flags(parser: argparse.ArgumentParser, *, count_help: str) -> None:
+    parser.add_argument("--count", type=count, help=count_help)
+    parser.add_argument("--seed", type=seed, default=0, help="the same seed gives the same speech (0)")
     parser.add_argument(
-        "--ras-window", type=int, default=7, help="frames of repetition-aware sampling; 0 switches it off (7)"
+        "--temperature", type=positive_or_zero, default=0.7, help="0 takes the likeliest code, always (0.7)"
     )
-    parser.add_argument("--ras-max-repeats", type=int, default=2, help="repeats allowed in that window (2)")
-    parser.add_argument("--max-seconds", type=float, default=30.0, help="longest speech (30)")
+    parser.add_argument("--top-k", type=count, help="draw from so many likeliest codes (no limit)")
+    parser.add_argument("--top-p", type=share, default=0.95, help="draw from the likeliest codes of this share (0.95)")
+    parser.add_argument(
+        "--ras-window", type=count_or_zero, default=7, help="frames of repetition-aware sampling; 0 switches it off (7)"
+    )
+    parser.add_argument("--ras-max-repeats", type=count, default=2, help="repeats allowed in that window (2)")
+    parser.add_argument("--max-seconds", type=seconds, default=30.0, help="longest speech (30)")
     parser.add_argument("--cache-dir", type=Path, help="code cache (the user's, which training shares)")
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from ds_higgs.commands.export import export
 
+    check_folder_writable(arguments.out, "--out")
     export(
         arguments.source,
         arguments.out,
@@ -113,6 +120,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     if arguments.manifest is not None and (arguments.reference or arguments.reference_text):
         raise UserError("--reference and --reference-text go with --text: a manifest brings its own references")
+    _check_speech_out(arguments.out, is_folder=arguments.manifest is not None)
     options = VoiceOptions(
         base=arguments.base,
         revision=arguments.revision,
@@ -148,6 +156,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from ds_higgs.commands.evaluate import Judges, build_columns, compare, format_table
     from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 
+    out = arguments.out or _inside_run(arguments.sources, "evaluation", flag="--out")
+    check_folder_writable(out, "--out")
     columns = build_columns(
         arguments.sources,
         base=arguments.base,
@@ -163,7 +173,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         Transcriber(arguments.asr, language=arguments.asr_language, device=device) if arguments.asr else None,
         SpeakerJudge(arguments.speaker_model, device=device) if arguments.speaker_model else None,
     )
-    out = arguments.out or _inside_run(arguments.sources, "evaluation", flag="--out")
     evaluations = compare(
         columns,
         arguments.manifest or _val_manifest(arguments.sources),
@@ -182,27 +191,25 @@ def _report(arguments: argparse.Namespace) -> None:
     from ds_higgs.report import build_report
 
     out = arguments.out or arguments.runs[0] / "report.html"
+    check_file_writable(out, "--out")
     build_report(arguments.runs, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
+
+
+def _check_speech_out(out: Path, *, is_folder: bool) -> None:
+    """Refuse, before the model is loaded, what the speech could not be written to."""
+    if is_folder:
+        check_folder_writable(out, "--out")
+        return
+    if out.suffix.lower() != ".wav":
+        raise UserError(f"--out: {out}: speech is written as WAV; expected a name that ends with .wav")
+    check_file_writable(out, "--out")
 
 
 def _speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
     from ds_higgs.commands.generate import SpeechOptions
     from ds_higgs.model.generation import Sampling
 
-    problems = [
-        f"--{name.replace('_', '-')}: found {value}, expected {expected}"
-        for name, value, fine, expected in (
-            ("temperature", arguments.temperature, arguments.temperature >= 0, "0 or more"),
-            ("top_k", arguments.top_k, arguments.top_k is None or arguments.top_k > 0, "1 or more"),
-            ("top_p", arguments.top_p, 0 < arguments.top_p <= 1, "more than 0, at most 1"),
-            ("max_seconds", arguments.max_seconds, arguments.max_seconds > 0, "more than 0"),
-            ("count", arguments.count, arguments.count is None or arguments.count > 0, "1 or more"),
-        )
-        if not fine
-    ]
-    if problems:
-        raise UserError.from_problems("the command line is wrong", problems)
     sampling = Sampling(
         temperature=arguments.temperature,
         top_k=arguments.top_k,

@@ -20,6 +20,7 @@ LAYERS = [
         "layout",
         "files",
         "losses",
+        "preflight",
         "run_folder",
     },
     {"job"},

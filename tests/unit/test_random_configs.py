@@ -1,0 +1,53 @@
+"""Random configurations through the command line's own function: it does its work, or says what is wrong; status 2."""
+
+import json
+
+import pytest
+
+from ds_higgs.cli.main import main
+from tests.support.wild_configs import wild_arguments
+
+
+@pytest.fixture
+def sound(tiny_base, example_dir, tmp_path, monkeypatch):
+    """Settings with which every command ends well; nothing is looked for on the network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)  # where wild relative paths lead
+    samples = json.loads((example_dir / "val.json").read_text())[:1]
+    (tmp_path / "train.json").write_text(json.dumps(samples))
+    return {
+        "run.output_dir": str(tmp_path / "run"),
+        "model.base": str(tiny_base),
+        "data.train_manifest": str(tmp_path / "train.json"),
+        "data.audio_root": str(example_dir),
+        "data.cache_dir": str(tmp_path / "cache"),
+    }
+
+
+def status_of(arguments) -> int | str:
+    """The exit status, or what came instead."""
+    try:
+        return main(arguments)
+    except SystemExit as end:  # argparse's
+        return end.code or 0
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def check(seeds, sound, folder):
+    statuses = {}
+    for seed in seeds:
+        arguments = wild_arguments(seed, sound, folder)
+        statuses[seed] = status_of(arguments)
+    assert {seed: status for seed, status in statuses.items() if status not in (0, 2)} == {}
+    shares = [list(statuses.values()).count(status) / len(statuses) for status in (0, 2)]
+    assert min(shares) > 0.2, f"sound and wrong: {shares}"
+
+
+def test_wild_configurations_end_well_or_with_status_2(sound, tmp_path, capsys):
+    check(range(200), sound, tmp_path)
+
+
+@pytest.mark.slow
+def test_5000_wild_configurations(sound, tmp_path, capsys):
+    check(range(200, 5200), sound, tmp_path)
