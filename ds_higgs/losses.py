@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ds_higgs.batch import IGNORE_INDEX, Batch
+from ds_higgs.errors import UserError
 
 # Rows of fp32 text logits alive at once: 128 x 128,256 x 4 bytes = 66 MB.
 TEXT_CHUNK_ROWS = 128
@@ -190,9 +191,17 @@ def audio_loss_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def normalised_codebook_weights(weights: Sequence[float] | None, num_codebooks: int) -> tuple[float, ...]:
-    """Codebook weights that sum to 1; equal where none are given."""
+    """Codebook weights that sum to 1; equal where none are given.
+
+    Raises:
+        UserError: there is not one for every codebook.
+    """
     if weights is None:
         return (1.0 / num_codebooks,) * num_codebooks
+    if len(weights) != num_codebooks:
+        raise UserError(
+            f"loss.codebook_weights: found {len(weights)}, the base checkpoint has {num_codebooks} codebooks"
+        )
     return tuple(weight / sum(weights) for weight in weights)
 
 

@@ -21,8 +21,21 @@ from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks, logger
 from ds_higgs.model.generation import Sampling
 from ds_higgs.model.loading import load_tokenizer, read_model_config
+from ds_higgs.preflight import check_folder_writable
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.speech.samples import Speaker, choose_prompts
+
+
+def check_run_folder(config: Config) -> None:
+    """Raises UserError where the run's folder cannot be written; nothing is made."""
+    check_folder_writable(config.run.output_dir, "run.output_dir")
+
+
+def check_code_cache(config: DataConfig) -> None:
+    """Raises UserError where the code cache can neither be written nor read; nothing is made."""
+    folder = code_cache_dir(config)
+    if not (folder / "codes").is_dir():  # another user's, complete, may be only read
+        check_folder_writable(folder, "data.cache_dir")
 
 
 def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:

@@ -26,6 +26,7 @@ def prepare(config: Config, *, processes: int | None = None) -> None:
     """
     if processes is not None and processes < 1:
         raise UserError(f"--processes: {processes} found, expected 1 or more")
+    setup.check_code_cache(config.data)
     base = resolve_base(config.model.base, config.model.revision)
     rules = setup.build_sample_rules(config.data, base)
     ranks = distributed.read_ranks()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from ds_higgs import setup
 from ds_higgs.commands.tune_trial import TrialResult, run_trial
 from ds_higgs.config import Config
 from ds_higgs.config_file import resolved, write_config
@@ -200,6 +201,8 @@ def run_tune(
     config: Config, *, num_processes: int, steps: int, max_trials: int, budget_s: float | None, timeout_s: float
 ) -> None:
     """Search, and write `tune.json`, `best.yaml` and a table to `run.output_dir`."""
+    setup.check_run_folder(config)
+    setup.check_code_cache(config.data)
     folder = config.run.output_dir
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -16,8 +16,11 @@ from ds_higgs.data.problems import Problem
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics
 from ds_higgs.errors import UserError
+from ds_higgs.losses import normalised_codebook_weights
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
+from ds_higgs.preflight import check_trackers
+from ds_higgs.training.zero import build_deepspeed_config
 
 Result = TypeVar("Result")
 MAX_SPEAKERS = 10
@@ -68,14 +71,19 @@ def collect_report(config: Config) -> Report:
             report.problems.append(Problem(file=place, number=NO_SAMPLE, sample=place, message=str(error)))
             return None
 
+    attempt("zero.extra", lambda: check_trackers(build_deepspeed_config(config)))
+    attempt("run.output_dir", lambda: setup.check_run_folder(config))
     attempt("model", lambda: check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork))
     base = attempt("model.base", lambda: resolve_base(config.model.base, config.model.revision))
-    if base is not None:
-        rules = attempt("model.base", lambda: setup.build_sample_rules(config.data, base))
-        for manifest in (config.data.train_manifest, config.data.val_manifest):
-            if manifest is not None and rules is not None:
-                check = _manifest_check(config, manifest, rules, report)
-                attempt(str(manifest), check)
+    rules = attempt("model.base", lambda: setup.build_sample_rules(config.data, base)) if base is not None else None
+    cache_dir = attempt("data.cache_dir", lambda: _usable_code_cache(config))
+    if rules is None:
+        return report
+    num_codebooks = rules.layout.num_codebooks
+    attempt("loss", lambda: normalised_codebook_weights(config.loss.codebook_weights, num_codebooks))
+    for manifest in (config.data.train_manifest, config.data.val_manifest):
+        if manifest is not None and cache_dir is not None:
+            attempt(str(manifest), _manifest_check(config, manifest, rules, report))
     return report
 
 
@@ -93,6 +101,11 @@ def print_report(report: Report) -> None:
 
 def _problem_as_json(problem: Problem) -> dict[str, Any]:
     return asdict(problem) | {"number": None if problem.number == NO_SAMPLE else problem.number}
+
+
+def _usable_code_cache(config: Config) -> Path:
+    setup.check_code_cache(config.data)
+    return setup.code_cache_dir(config.data)
 
 
 def _manifest_check(config: Config, manifest: Path, rules: SampleRules, report: Report) -> Callable[[], None]:

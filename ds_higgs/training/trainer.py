@@ -34,6 +34,7 @@ from ds_higgs.job.run_lock import RunLock
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
+from ds_higgs.preflight import check_trackers
 from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.training.best import Best
 from ds_higgs.training.engine import (
@@ -125,13 +126,21 @@ class Trainer:
         """Build everything a run needs; what can be wrong is found before weights are read and anything is written."""
         torch.use_deterministic_algorithms(config.run.deterministic)
         deepspeed_config = build_deepspeed_config(config)
-
+        check_trackers(deepspeed_config)
+        setup.check_run_folder(config)
+        setup.check_code_cache(config.data)
         memory_settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
 
         # 1. Base checkpoint and data.
         check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork)
         base = resolve_base(config.model.base, config.model.revision)
         rules = setup.build_sample_rules(config.data, base)
+        weights = LossWeights.build(
+            text=config.loss.text_weight,
+            audio=config.loss.audio_weight,
+            codebooks=config.loss.codebook_weights,
+            num_codebooks=rules.layout.num_codebooks,
+        )
         train_set = setup.build_dataset(config, config.data.train_manifest, rules, ranks)
         train_loader = setup.build_train_loader(config, train_set, rules, ranks)
         datasets = [train_set]
@@ -142,13 +151,6 @@ class Trainer:
             listener = setup.build_listener(config, val_set, rules, ranks)
             datasets.append(val_set)
         total_steps = train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps)
-        weights = LossWeights.build(
-            text=config.loss.text_weight,
-            audio=config.loss.audio_weight,
-            codebooks=config.loss.codebook_weights,
-            num_codebooks=rules.layout.num_codebooks,
-        )
-
         checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
 
         # 2. Model and engine.

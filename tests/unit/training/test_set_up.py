@@ -1,0 +1,58 @@
+"""What makes a run impossible is found before its model is read."""
+
+import json
+
+import pytest
+
+from ds_higgs.config_file import load_config
+from ds_higgs.errors import UserError
+from ds_higgs.job.distributed import Ranks
+from ds_higgs.job.stopping import StopRequests
+from ds_higgs.preflight import TRACKER_PACKAGES
+from ds_higgs.training import engine
+from ds_higgs.training.trainer import Trainer
+
+
+@pytest.fixture
+def values(tiny_base, example_dir, tmp_path, monkeypatch):
+    """A configuration's values; reading the weights fails the test."""
+
+    def load_model(*arguments, **options):
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(engine, "load_model", load_model)
+    monkeypatch.setitem(TRACKER_PACKAGES, "wandb", "absent_package")
+    (tmp_path / "train.json").write_text(json.dumps(json.loads((example_dir / "val.json").read_text())[:1]))
+    (tmp_path / "file").touch()
+    return {
+        "run.output_dir": str(tmp_path / "run"),
+        "model.base": str(tiny_base),
+        "data.train_manifest": str(tmp_path / "train.json"),
+        "data.audio_root": str(example_dir),
+        "data.cache_dir": str(tmp_path / "cache"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("logging.wandb", "project", "wandb: the package absent_package is not installed"),
+        ("loss.codebook_weights", [1] * 7, "loss.codebook_weights: found 7, the base checkpoint has 8 codebooks"),
+        ("run.output_dir", "file", "run.output_dir: found the file .*file"),
+        ("run.output_dir", "/proc/run", "run.output_dir: /proc/run cannot be written"),
+        ("data.cache_dir", "file/codes", "data.cache_dir: found the file .*file"),
+        ("zero.extra", {"zero_optimization": None}, "zero.extra.zero_optimization: found None"),
+    ],
+)
+def test_found_before_the_model_is_loaded(values, tmp_path, monkeypatch, key, value, message):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, {**values, key: value})
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=message):
+        Trainer.set_up(config, Ranks(0, 1, 0), StopRequests(lambda: False))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_model_is_loaded_where_nothing_is_wrong(values):
+    with pytest.raises(pytest.fail.Exception, match="the model was loaded"):
+        Trainer.set_up(load_config(None, values), Ranks(0, 1, 0), StopRequests(lambda: False))
