@@ -16,7 +16,8 @@ from measure import describe_run, memory_gib, peak_memory_gib, print_table, rese
 
 from ds_higgs.data.cache import CodeCache, EncodedClip
 from ds_higgs.data.clips import Clip
-from ds_higgs.data.codec.source import AudioCodec, load_codec
+from ds_higgs.data.codec.opening import load_codec
+from ds_higgs.data.codec.source import AudioCodec
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset

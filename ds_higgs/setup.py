@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ds_higgs.config import Config, DataConfig
 from ds_higgs.data import build as data_build
 from ds_higgs.data.cache import default_code_cache
-from ds_higgs.data.codec.source import find_codec
+from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Progress

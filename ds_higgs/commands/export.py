@@ -18,9 +18,8 @@ from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adap
 from ds_higgs.adapters.native import save_native_adapter, save_native_model
 from ds_higgs.errors import UserError
 from ds_higgs.files import replaced_whole, write_json
+from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY
 from ds_higgs.model.loading import (
-    ORIGINAL_REVISION,
-    RELEASED_REPOSITORY,
     HiggsAudioModel,
     build_meta_model,
     load_model,

@@ -2,21 +2,11 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -24,14 +14,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
+from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY, download
 from ds_higgs.model import native_format
 from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
-
-RELEASED_REPOSITORY = "bosonai/higgs-audio-v2-generation-3B-base"
-# The last revision in the format that boson_multimodal reads: on 2026-04-04 the repository was overwritten in place
-# with that of transformers >= 5.3.
-ORIGINAL_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
 
 logger = logging.getLogger("ds_higgs")
 
@@ -49,7 +35,7 @@ def resolve_base(base: str, revision: str | None) -> Path:
     """
     folder = Path(base).expanduser()
     if not folder.exists():
-        folder = _download(base, revision)
+        folder = download(base, what="base checkpoint", revision=revision, files=_DOWNLOADED_FILES)
     _check_has_higgs_config(folder)
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
         raise UserError(f"{folder}: no weights: expected {' or '.join(_WEIGHT_FILES)}")
@@ -73,7 +59,7 @@ def read_config_only(base: str, revision: str | None) -> HiggsAudioConfig:
     if not folder.exists():
         if base == RELEASED_REPOSITORY and revision in (None, ORIGINAL_REVISION):
             return released_model_config()
-        folder = _download(base, revision, files=["config.json"])
+        folder = download(base, what="base checkpoint", revision=revision, files=["config.json"])
     _check_has_higgs_config(folder)
     return read_model_config(folder)
 
@@ -243,26 +229,6 @@ def _list_weight_files(base: Path) -> list[Path]:
         return sorted({base / file for file in weight_map.values()})
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{index}: not an index of weight files: {error!r}") from error
-
-
-def _download(repository: str, revision: str | None, files: Sequence[str] = _DOWNLOADED_FILES) -> Path:
-    if revision is None and repository == RELEASED_REPOSITORY:
-        revision = ORIGINAL_REVISION
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
-    except HFValidationError as error:
-        raise UserError(f"{repository}: no such folder, and not a hub repository's name (owner/name)") from error
-    except (RevisionNotFoundError, GatedRepoError, RepositoryNotFoundError) as error:
-        reason = {
-            RevisionNotFoundError: f"has no revision {revision}",
-            GatedRepoError: "is gated: accept its terms on the hub and log in with `huggingface-cli login`",
-        }.get(type(error), "does not exist on the hub, or is private")
-        raise UserError(f"{repository}: no such folder, and the hub repository {reason}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{repository}: no such folder, and it cannot be downloaded from the hub ({error}); "
-            "expected a folder with a Higgs Audio v2 checkpoint or a hub repository that can be reached"
-        ) from error
 
 
 def _check_has_higgs_config(folder: Path) -> None:

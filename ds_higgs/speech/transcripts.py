@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rapidfuzz.distance import Levenshtein
+
 TATWEEL = "\u0640"
 # Written with or without hamza, madda or wasla, and with or without dots: the same letter to a listener.
 ARABIC_LETTER_FORMS = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "ي", "ی": "ي"})
@@ -59,11 +61,4 @@ def total_errors(counts: Iterable[ErrorCount]) -> ErrorCount:
 
 
 def _count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCount:
-    """Levenshtein distance, one row of the table at a time."""
-    row = list(range(len(hypothesis) + 1))
-    for index, wanted in enumerate(reference, start=1):
-        previous, row = row, [index]
-        for column, found in enumerate(hypothesis, start=1):
-            substituted = previous[column - 1] + (wanted != found)
-            row.append(min(substituted, previous[column] + 1, row[-1] + 1))
-    return ErrorCount(edits=row[-1], length=len(reference))
+    return ErrorCount(edits=Levenshtein.distance(reference, hypothesis), length=len(reference))

@@ -9,7 +9,8 @@ from ds_higgs.adapters.merging import load_adapter
 from ds_higgs.data.audio import Segment, decode
 from ds_higgs.data.build import build_dataset
 from ds_higgs.data.cache import default_code_cache
-from ds_higgs.data.codec.source import AudioCodec, find_codec
+from ds_higgs.data.codec.opening import find_codec
+from ds_higgs.data.codec.source import AudioCodec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.problems import BadSampleError

@@ -16,7 +16,7 @@ import torch
 
 from ds_higgs.adapters.native import save_native_model
 from ds_higgs.cli.main import run as run_command
-from ds_higgs.data.codec.source import load_codec
+from ds_higgs.data.codec.opening import load_codec
 from ds_higgs.model.loading import load_model
 from tests.support.launching import ROOT
 from tests.support.runs import write_run

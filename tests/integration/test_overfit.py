@@ -13,7 +13,7 @@ import torch
 
 from ds_higgs.batch import Batch
 from ds_higgs.data.build import build_dataset
-from ds_higgs.data.codec.source import find_codec
+from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.rules import build_rules

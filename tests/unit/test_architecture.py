@@ -19,6 +19,7 @@ LAYERS = [
         "yaml_text",
         "layout",
         "files",
+        "hub",
         "losses",
         "preflight",
         "run_folder",

@@ -1,6 +1,6 @@
 """Boson's Higgs audio tokenizer as an AudioCodec."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from ds_higgs.data.codec.batched import BatchedCodec
-from ds_higgs.data.codec.source import CodecSource
+from ds_higgs.data.codec.source import CodecKind, CodecSource, Geometry
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio
 from ds_higgs.errors import UserError
 
@@ -25,7 +25,7 @@ class HiggsTokenizerCodec(BatchedCodec):
 
     def __init__(self, source: CodecSource, *, device: torch.device | str = "cpu"):
         super().__init__(source, device=device)
-        self._tokenizer = _load(source.folder, str(device))
+        self._tokenizer = _load_tokenizer(source.folder, str(device))
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> np.ndarray:
@@ -36,7 +36,7 @@ class HiggsTokenizerCodec(BatchedCodec):
         return self._tokenizer._xcodec_encode(batch.unsqueeze(1)).audio_codes
 
 
-def _load(folder: Path, device: str) -> Any:
+def _load_tokenizer(folder: Path, device: str) -> Any:
     provide_torchaudio()
     try:
         from boson_multimodal.audio_processing import higgs_audio_tokenizer
@@ -76,3 +76,31 @@ def _check_complete(folder: Path, tokenizer: torch.nn.Module) -> None:
     missing = [name for name in tokenizer.state_dict() if name not in saved and not name.startswith("semantic_model.")]
     if missing:
         raise UserError(f"{folder / 'model.pth'}: {len(missing)} tensors are missing, the first is {missing[0]}")
+
+
+def _recognises(folder: Path, config: Mapping[str, Any]) -> bool:
+    return "ratios" in config and (folder / "model.pth").is_file()
+
+
+def _read_geometry(config: Mapping[str, Any]) -> Geometry:
+    bins = config.get("bins", 1024)
+    return Geometry(
+        sampling_rate=config.get("sample_rate", 16000),
+        hop_length=int(np.prod(config["ratios"])),
+        num_codebooks=config.get("n_q", 8),
+        codebook_size=bins if isinstance(bins, int) else int(np.prod(bins)),
+    )
+
+
+def _load(source: CodecSource, device: torch.device | str) -> HiggsTokenizerCodec:
+    return HiggsTokenizerCodec(source, device=device)
+
+
+KIND = CodecKind(
+    name="higgs",
+    weights="model.pth",
+    recognises=_recognises,
+    read_geometry=_read_geometry,
+    load=_load,
+    expected="boson's tokenizer: config.json with `ratios` beside model.pth",
+)

@@ -2,6 +2,8 @@
 
 torchaudio's wheels need CUDA libraries, so beside a CPU build of torch they cannot be imported. Boson's tokenizer uses
 `torchaudio.functional.resample` alone (24 kHz to HuBERT's 16 kHz). Where `import torchaudio` works, that one is used.
+Its own kernel is computed here, because codes must not depend on the machine: `julius.resample_frac` normalises it,
+pads otherwise and returns a sample less at some lengths (up to 3.5e-4 of full scale off on speech).
 """
 
 import importlib.machinery

@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from ds_higgs.adapters.merging import load_adapter, merge_adapter
 from ds_higgs.commands.export import export
 from ds_higgs.errors import UserError
+from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY
 from ds_higgs.model.loading import (
-    ORIGINAL_REVISION,
-    RELEASED_REPOSITORY,
     load_model,
     load_tokenizer,
     resolve_base,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ds_higgs.data.build import build_dataset
-from ds_higgs.data.codec.source import find_codec
+from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.rules import build_rules
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 

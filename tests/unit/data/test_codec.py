@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
+from ds_higgs import hub
 from ds_higgs.data.codec import batched
 from ds_higgs.data.codec.higgs import _check_complete, _no_remote_code
-from ds_higgs.data.codec.source import HIGGS_TOKENIZER, describe_codec, find_codec, load_codec
+from ds_higgs.data.codec.opening import describe_codec, find_codec, load_codec
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio, resample
 from ds_higgs.errors import UserError
+from ds_higgs.hub import HIGGS_TOKENIZER
 
 from .audio_files import RATE, tone
 
@@ -132,7 +134,7 @@ def test_other_weights_are_another_identity(tiny_base, tmp_path):
 def test_the_base_checkpoints_own_codec_is_the_default(tiny_base, tmp_path, monkeypatch):
     assert find_codec(None, tiny_base).folder == tiny_base / "codec"
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: asked.append(name) or tiny_base)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: asked.append(name) or tiny_base)
     with pytest.raises(UserError):
         find_codec(None, tmp_path)
     assert asked == [HIGGS_TOKENIZER]

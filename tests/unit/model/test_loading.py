@@ -10,9 +10,11 @@ import requests
 import torch
 from safetensors.torch import load_file, save_file
 
+from ds_higgs import hub
 from ds_higgs.errors import UserError
+from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY
 from ds_higgs.model import loading
-from ds_higgs.model.loading import ORIGINAL_REVISION, RELEASED_REPOSITORY, load_model, load_tokenizer, resolve_base
+from ds_higgs.model.loading import load_model, load_tokenizer, resolve_base
 
 
 @pytest.fixture
@@ -50,8 +52,8 @@ def test_weights_arrive_in_the_dtype_asked_for(tiny_base: Path, dtype: torch.dty
     ("break_it", "message"),
     [
         (lambda base: (base / "config.json").unlink(), "has no config.json"),
-        (lambda base: (base / "config.json").write_text("{"), "not a JSON object"),
-        (lambda base: (base / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda base: (base / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda base: (base / "config.json").write_text("[]"), "expected a JSON object"),
         (lambda base: edit_config(base, model_type="llama"), "model_type is 'llama'"),
         (lambda base: (base / "model.safetensors").unlink(), "no weights"),
     ],
@@ -118,7 +120,7 @@ def test_the_released_repository_is_pinned(
 ):
     calls = []
     monkeypatch.setattr(
-        loading, "snapshot_download", lambda name, **kwargs: calls.append((name, kwargs["revision"])) or tiny_base
+        hub, "snapshot_download", lambda name, **kwargs: calls.append((name, kwargs["revision"])) or tiny_base
     )
     assert resolve_base(RELEASED_REPOSITORY, asked) == tiny_base
     assert calls == [(RELEASED_REPOSITORY, used)]
@@ -145,7 +147,7 @@ def test_download_failures_name_what_was_looked_for(monkeypatch: pytest.MonkeyPa
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(loading, "snapshot_download", fail)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
     with pytest.raises(UserError, match=message) as raised:
         resolve_base("somebody/nothing", None)
     assert "somebody/nothing" in str(raised.value)

@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 from ds_higgs.batch import Batch
 from ds_higgs.config import Config
 from ds_higgs.errors import UserError
+from ds_higgs.hub import RELEASED_REPOSITORY
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.losses import build_targets
-from ds_higgs.model.loading import RELEASED_REPOSITORY
 from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.tiny import build_tiny_config

@@ -8,7 +8,7 @@ import torch
 
 from ds_higgs.batch import IGNORE_INDEX
 from ds_higgs.data.build import build_dataset
-from ds_higgs.data.codec.source import find_codec
+from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.rules import SampleRules, build_rules
