@@ -19,6 +19,8 @@ from ds_higgs.errors import UserError
 _PARTIAL_PREFIX = ".partial-"
 _REPLACED_PREFIX = ".replaced-"
 _READ_BYTES = 1 << 20
+# Of a lock, where the file system has none.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 # Of an fsync of a folder, on file systems that promise nothing about the order of names (some network and user ones).
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
@@ -154,11 +156,16 @@ class NumberLocks:
 
     @contextmanager
     def hold(self, number: int, *, wait: bool) -> Iterator[bool]:
-        """Hold lock `number`, 0 to 2^62; yields False where another process has it and `wait` is off."""
+        """Hold lock `number`, 0 to 2^62; yields False where another process has it and `wait` is off.
+
+        On a file system without locks everybody holds all of them: what they guard may then be done twice.
+        """
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: held by another process
-            yield False
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES, *NO_LOCKS):
+                raise
+            yield error.errno in NO_LOCKS  # else held by another process
             return
         try:
             yield True

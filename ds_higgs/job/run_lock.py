@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ds_higgs.errors import UserError
+from ds_higgs.files import NO_LOCKS
 from ds_higgs.job import distributed
 
 logger = logging.getLogger("ds_higgs")
@@ -28,7 +29,6 @@ BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 60.0  # without a beat a holder on another machine counts as gone
 PATIENCE_SECONDS = 10.0  # for a holder that is about to end: launchers may return before their ranks do
 _CONFIRM_SECONDS = 1.0  # where there are no locks: for two that start at once to see each other
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class RunLock:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             except OSError as error:
-                if error.errno in _NO_LOCKS:
+                if error.errno in NO_LOCKS:
                     return False
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise

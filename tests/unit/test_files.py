@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all, their modes, damaged JSON, and locks between processes."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import re
@@ -85,6 +87,15 @@ def test_a_lock_keeps_other_processes_out_of_its_number_alone(tmp_path):
         assert not ask_another_process(7)
         assert ask_another_process(8)
     assert ask_another_process(7)
+
+
+def test_where_there_are_no_locks_everybody_goes_on(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with NumberLocks(tmp_path / "locks").hold(7, wait=True) as held:
+        assert held
 
 
 def test_the_hash_is_of_the_content(tmp_path):
