@@ -156,8 +156,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from ds_higgs.commands.evaluate import Judges, build_columns, compare, format_table
     from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 
-    out = arguments.out or _inside_run(arguments.sources, "evaluation", flag="--out")
-    check_folder_writable(out, "--out")
     columns = build_columns(
         arguments.sources,
         base=arguments.base,
@@ -168,6 +166,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         precision=arguments.precision,
     )
+    out = arguments.out or _inside_run(arguments.sources, "evaluation", flag="--out")
+    check_folder_writable(out, "--out")
     device = arguments.device or "cpu"
     judges = Judges(
         Transcriber(arguments.asr, language=arguments.asr_language, device=device) if arguments.asr else None,
