@@ -1,6 +1,8 @@
 """`audio|text` tables, LJSpeech's metadata.csv among them, and the metadata.csv of an audio folder."""
 
 import csv
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,22 @@ def read_table(path: Path, speaker: str | None = None) -> list[Utterance]:
         UserError: with every line that cannot be used.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: not UTF-8: byte 0x{error.object[error.start]:02x}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the table: {error.strerror}") from None
+    lines = list(io.StringIO(text, newline=""))  # not at the other separators of lines that Unicode has
     if not any(line.strip() for line in lines):
         raise UserError(f"{path}: the table is empty; expected lines of audio|text")
     delimiter = next((mark for mark in ("|", "\t", ",") if mark in lines[0]), "|")
     # In LJSpeech's own form a quotation mark is part of the text; in comma-separated tables it quotes.
     quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    rows = [(number, row) for number, row in _numbered_rows(lines, delimiter, quoting) if any(row)]
+    try:
+        rows = [(number, row) for number, row in _numbered_rows(lines, delimiter, quoting) if any(row)]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table: {error}") from None
     columns = _columns(rows[0][1])
     utterances, problems = [], []
     for number, row in rows[1:] if columns else rows:
@@ -80,4 +88,4 @@ def _utterance(table: Path, number: int, fields: Mapping[str, str], speaker: str
 
 def _locate(folder: Path, name: str) -> Path:
     candidates = [folder / inside / f"{name}{suffix}" for inside in AUDIO_FOLDERS for suffix in ("", *AUDIO_SUFFIXES)]
-    return next((path for path in candidates if path.is_file()), folder / name)
+    return next((path for path in candidates if os.path.isfile(path)), folder / name)

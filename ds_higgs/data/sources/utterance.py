@@ -1,5 +1,6 @@
 """One utterance of any form, before it becomes a ChatML sample."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,6 @@ def read_text(path: Path) -> str:
 
 def existing_file(path: Path, place: str) -> Path:
     """The absolute path. Raises UserError where there is no such file."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file` without an error for names that no file can have
         raise UserError(f"{place}: audio file not found: {path}")
     return path.resolve()

@@ -9,6 +9,7 @@ import pytest
 from ds_higgs.cli.main import run
 from ds_higgs.data.build import build_dataset
 from ds_higgs.data.make_manifest import make_manifests, pick_references, split
+from ds_higgs.data.sources.tables import read_table
 from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.errors import UserError
 from tests.support import launching
@@ -269,6 +270,8 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(tmp_path, form):
         ("a.csv", "", "the table is empty"),
         ("a.csv", "a.wav\n", r"a\.csv:1: no text"),
         ("a.csv", b"a|\xff\n", r"a\.csv:1: not UTF-8: byte 0xff"),
+        ("a.csv", "x" * 300 + "|a\n", r"a\.csv:1: audio file not found"),
+        ("a.csv", "a|" + "x" * 200_000, r"a\.csv: not a table: field larger"),
         ("a.json", "{}", "expected a list of samples"),
         ("a.json", "[{}]", r"a\.json:0: expected an object with `audio_file`"),
         ("a.json", "[", r"a\.json: cannot be read"),
@@ -283,6 +286,18 @@ def test_sources_that_are_not_what_they_seem(tmp_path, name, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         make_manifests(path, tmp_path / "train.json")
+
+
+def test_a_table_is_split_at_newlines_alone(tmp_path):
+    text = "one\u2028two\u0085three\x0bfour"
+    write_tone(tmp_path / "a.wav", 0.2)
+    (tmp_path / "list.csv").write_bytes(f"a|{text}\r\na|b\n".encode())
+    assert [utterance.text for utterance in read_table(tmp_path / "list.csv")] == [text, "b"]
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="cannot read the table: No such file"):
+        make_manifests(tmp_path / "absent.csv", tmp_path / "train.json", form="table")
 
 
 def test_flags_that_do_not_fit(tmp_path):
