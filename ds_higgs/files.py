@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ds_higgs.errors import UserError
 
@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of writers that were killed; nobody takes an hour to write one."""
     for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # another process deletes it too, or it is not ours to delete
             if time.time() - path.stat().st_mtime > 3600:
                 path.unlink()
 
@@ -149,17 +149,23 @@ def sync_folder(folder: Path) -> None:
 
 
 class NumberLocks:
-    """Locks by number on one file, which the operating system frees when the process ends, however it ends."""
+    """Locks by number on one file, which the operating system frees when the process ends, however it ends.
+
+    Where the file cannot be opened for writing, or its file system has no locks, every number can be had: they keep
+    processes from doing the same work twice, and nothing may rely on more.
+    """
 
     def __init__(self, path: Path):
-        self._file = open(path, "a")  # noqa: SIM115 - closing it would free the locks
+        self._file: TextIO | None = None
+        with contextlib.suppress(OSError):
+            self._file = open(path, "a")  # noqa: SIM115 - closing it would free the locks
 
     @contextmanager
     def hold(self, number: int, *, wait: bool) -> Iterator[bool]:
-        """Hold lock `number`, 0 to 2^62; yields False where another process has it and `wait` is off.
-
-        On a file system without locks everybody holds all of them: what they guard may then be done twice.
-        """
+        """Hold lock `number`, 0 to 2^62; yields False where another process has it and `wait` is off."""
+        if self._file is None:
+            yield True
+            return
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
         except OSError as error:

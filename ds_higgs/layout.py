@@ -60,6 +60,14 @@ class AudioLayout:
             whisper_folder=folder if has_own else None,
         )
 
+    def audio_targets(self, tokens: np.ndarray, supervised: np.ndarray) -> np.ndarray:
+        """For each clip, in order, whether it is learned: [num_clips] bool.
+
+        Args:
+            tokens: [num_tokens]; supervised: [num_tokens] bool.
+        """
+        return supervised[(tokens == self.audio_in_token) | (tokens == self.audio_out_token)]
+
     def stream_length(self, num_frames: Count) -> Count:
         """Positions that a clip of `num_frames` code frames takes: stream BOS and EOS, and the delay."""
         return num_frames + STREAM_BOS_AND_EOS + (self.num_codebooks - 1 if self.delay_pattern else 0)

@@ -72,7 +72,7 @@ def build_dataset(config: Config, manifest: Path, rules: SampleRules, ranks: Ran
             cache_dir=code_cache_dir(config.data),
             on_bad_sample=config.data.on_bad_sample,
             device=str(distributed.training_device(ranks)),
-            ranks=data_build.Ranks(ranks.rank, ranks.world_size, distributed.barrier),
+            ranks=data_build.Ranks(ranks.rank, ranks.world_size, distributed.gather_bytes),
             progress=progress,
         )
 

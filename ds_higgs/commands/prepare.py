@@ -51,7 +51,7 @@ def _prepare_manifest(
 ) -> str | None:
     """Why the manifest cannot be trained on, if so."""
     cache_dir = setup.code_cache_dir(config.data)
-    builders = Builders(ranks.rank, ranks.world_size, distributed.barrier)
+    builders = Builders(ranks.rank, ranks.world_size, distributed.gather_bytes)
     devices = _devices(ranks)
     preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=builders)
     try:

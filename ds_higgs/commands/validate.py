@@ -117,6 +117,7 @@ def _manifest_check(config: Config, manifest: Path, rules: SampleRules, report: 
         report.statistics[str(manifest)] = statistics
         stops = config.data.on_bad_sample == "error" or statistics.num_samples == 0
         (report.problems if stops else report.rejected).extend(sorted(preparation.problems))
+        preparation.check_audio_to_learn()
 
     return check
 

@@ -1,13 +1,13 @@
-"""Check a manifest's samples and tokenize them, each rank its share, the results in files that every rank reads."""
+"""Check a manifest's samples and tokenize them, each rank its share, and put the shares together."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from boson_multimodal.data_types import AudioContent, ChatMLSample
-from safetensors.numpy import load_file, save
+from boson_multimodal.data_types import ChatMLSample
+from safetensors.numpy import load, save
 
 from ds_higgs.data.chatml import NO_URL, TokenizedSample, parse_sample, tokenize
 from ds_higgs.data.clips import Clip, ClipFinder, clips_from_json, clips_to_json
@@ -15,7 +15,7 @@ from ds_higgs.data.manifest import Entry, problem_at, read_manifest
 from ds_higgs.data.problems import BadSampleError, Problem
 from ds_higgs.data.references import move_references
 from ds_higgs.data.rules import SampleRules, check_fits
-from ds_higgs.files import write_atomically
+from ds_higgs.layout import AudioLayout
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def analyse_entry(
         tokenized = tokenize(sample, rules.tokenizer, rules.layout, references=references)
     except BadSampleError as error:
         return None, [error]
-    clips, errors = _find_clips(tokenized.clips, entry, finder)
+    clips, errors = _find_clips(tokenized, entry, finder, rules.layout)
     if not errors:
         errors = check_fits(tokenized, clips, rules)
     if errors:
@@ -84,18 +84,6 @@ def speaker_of(sample: ChatMLSample) -> str | None:
     return None if speaker is None else str(speaker)
 
 
-def write_part(folder: Path, rank: int, part: Part) -> None:
-    """Write a rank's part: arrays for the samples, JSON for clips and problems."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"samples-{rank}.safetensors", save(pack_samples(part.samples)))
-    listing = {
-        "clips": [clips_to_json(sample.clips) for sample in part.samples],
-        "speakers": [sample.speaker for sample in part.samples],
-        "problems": [astuple(problem) for problem in part.problems],
-    }
-    write_atomically(folder / f"listing-{rank}.json", json.dumps(listing).encode())
-
-
 @dataclass(frozen=True)
 class Parts:
     """The parts of all ranks, put together in manifest order.
@@ -109,19 +97,30 @@ class Parts:
     speakers: list[str | None]
     problems: list[Problem]
 
+    def audio_targets(self, index: int, layout: AudioLayout) -> np.ndarray:
+        """For each clip of a sample whether it is learned: [num_clips] bool."""
+        stop = int(self.arrays["token_counts"][: index + 1].sum())
+        span = slice(stop - int(self.arrays["token_counts"][index]), stop)
+        return layout.audio_targets(self.arrays["tokens"][span], self.arrays["supervised"][span])
 
-def read_parts(folder: Path, world_size: int) -> Parts:
-    """What the ranks wrote with `write_part`."""
-    listings = [json.loads((folder / f"listing-{rank}.json").read_text("utf-8")) for rank in range(world_size)]
-    packed = [load_file(folder / f"samples-{rank}.safetensors") for rank in range(world_size)]
-    clips = [clips_from_json(rows) for listing in listings for rows in listing["clips"]]
-    speakers = [speaker for listing in listings for speaker in listing["speakers"]]
-    order = np.argsort(np.concatenate([part["numbers"] for part in packed]), kind="stable")
+
+def exchange_parts(part: Part, gather: Callable[[bytes], list[bytes]]) -> Parts:
+    """Give this rank's part to all ranks with `gather`, and put theirs together."""
+    listing = {
+        "clips": [clips_to_json(sample.clips) for sample in part.samples],
+        "speakers": [sample.speaker for sample in part.samples],
+        "problems": [astuple(problem) for problem in part.problems],
+    }
+    packed = [load(content) for content in gather(save(pack_samples(part.samples)))]
+    listings = [json.loads(content) for content in gather(json.dumps(listing).encode())]
+    clips = [clips_from_json(rows) for found in listings for rows in found["clips"]]
+    speakers = [speaker for found in listings for speaker in found["speakers"]]
+    order = np.argsort(np.concatenate([arrays["numbers"] for arrays in packed]), kind="stable")
     return Parts(
         arrays=merge_packed(packed, order),
         clips=[clips[index] for index in order],
         speakers=[speakers[index] for index in order],
-        problems=sorted(Problem(*row) for listing in listings for row in listing["problems"]),
+        problems=sorted(Problem(*row) for found in listings for row in found["problems"]),
     )
 
 
@@ -154,13 +153,14 @@ def merge_packed(packed: Sequence[dict[str, np.ndarray]], order: np.ndarray) -> 
 
 
 def _find_clips(
-    contents: Sequence[AudioContent], entry: Entry, finder: ClipFinder
+    tokenized: TokenizedSample, entry: Entry, finder: ClipFinder, layout: AudioLayout
 ) -> tuple[list[Clip], list[BadSampleError]]:
     clips, errors = [], []
     raw_items = 0
-    for content in contents:
+    targets = layout.audio_targets(np.asarray(tokenized.tokens), np.asarray(tokenized.supervised))
+    for content, learned in zip(tokenized.clips, targets, strict=True):
         try:
-            clips.append(finder.find(content, start=entry.start, end=entry.end, item=raw_items))
+            clips.append(finder.find(content, start=entry.start, end=entry.end, item=raw_items, learned=learned))
         except BadSampleError as error:
             errors.append(error)
         raw_items += content.audio_url in NO_URL

@@ -59,17 +59,17 @@ def check_file(path: Path) -> os.stat_result:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise BadSampleError(f"not an audio file: {path}")
+            raise BadSampleError("not a file")
         with open(path, "rb"):
             pass
     except FileNotFoundError:
-        raise BadSampleError(f"audio file not found: {path}") from None
+        raise BadSampleError("file not found") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         if isinstance(error, BadSampleError):
             raise
-        raise BadSampleError(f"cannot read audio file {path}: {_reason(error)}") from None
+        raise BadSampleError(f"the file cannot be read: {_reason(error)}") from None
     if status.st_size == 0:
-        raise BadSampleError(f"audio file is empty: {path}")
+        raise BadSampleError("the file is empty")
     return status
 
 
@@ -130,17 +130,23 @@ def _check_layout(file: soundfile.SoundFile) -> None:
 def _segment_frames(file: soundfile.SoundFile, segment: Segment) -> tuple[int, int]:
     """First frame and frame after the last one. A rounding error of 20 ms at the end is cut off silently."""
     total_seconds = file.frames / file.samplerate
-    start = round(segment.offset * file.samplerate)
+
+    def to_frames(seconds: float) -> int:
+        return round(min(seconds, total_seconds + 1) * file.samplerate)  # beyond the end is refused, however far
+
+    start = to_frames(segment.offset)
     if start >= file.frames:
         raise BadSampleError(f"`offset` {segment.offset:g} s is after the audio's end", f"under {total_seconds:.3f} s")
     if segment.duration is None:
         return start, file.frames
-    stop = start + round(segment.duration * file.samplerate)
+    stop = start + to_frames(segment.duration)
     if stop > file.frames + 0.02 * file.samplerate:
         left = total_seconds - segment.offset
         raise BadSampleError(
             f"`duration` {segment.duration:g} s ends after the audio's end", f"at most {left:.3f} s from this offset"
         )
+    if stop == start:
+        raise BadSampleError(f"`duration` {segment.duration:g} s holds no sample at {file.samplerate} Hz")
     return start, min(stop, file.frames)
 
 

@@ -1,10 +1,6 @@
 """From a manifest to a data set: check every sample, encode what the cache lacks, each rank its share."""
 
-import contextlib
-import hashlib
 import json
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ds_higgs.data.analysis import (
-    Parts,
-    analyse,
-    merge_packed,
-    read_parts,
-    share_of,
-    write_part,
-)
+from ds_higgs.data.analysis import Parts, analyse, exchange_parts, merge_packed, share_of
 from ds_higgs.data.cache import CodeCache
 from ds_higgs.data.clips import ClipFinder, HashMemo
 from ds_higgs.data.dataset import HiggsDataset
@@ -29,20 +18,21 @@ from ds_higgs.data.problems import BadSampleError, Problem, raise_problems
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics, compute_statistics
 from ds_higgs.errors import UserError
-from ds_higgs.files import write_atomically
 
 OnBadSample = Literal["error", "skip"]
-
-OLD_PARTS_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that build a data set together; alone by default."""
+    """This process among those that build a data set together; alone by default.
+
+    gather: gives every rank all ranks' bytes, by rank. It is their own channel: what ranks tell each other lies in no
+        folder where another job could find it.
+    """
 
     rank: int = 0
     world_size: int = 1
-    barrier: Callable[[], None] = lambda: None
+    gather: Callable[[bytes], list[bytes]] = lambda content: [content]
 
 
 def build_dataset(
@@ -73,8 +63,6 @@ def build_dataset(
 class Preparation:
     """The steps from a manifest to its data set; all ranks take them together.
 
-    Ranks tell each other what they found through files in the cache folder, so a barrier is all they need.
-
     problems: everything found so far, of all ranks.
     parts: the samples, after `analyse`.
     num_clips, num_missing: distinct clips, and those of them that the cache lacked before `encode`.
@@ -97,7 +85,6 @@ class Preparation:
         self._cache_dir = cache_dir
         self._cache = CodeCache(cache_dir, rules.codec.identity)
         self._ranks = ranks
-        self._folder = _parts_folder(cache_dir, manifest, rules.codec.identity, ranks.world_size)
 
     def run(
         self,
@@ -110,29 +97,25 @@ class Preparation:
         """Analyse and encode. A manifest that will be refused is not encoded, but all its audio is checked.
 
         Raises:
-            UserError: with every problem of the manifest, where `on_bad_sample` is "error".
+            UserError: with every problem of the manifest, where `on_bad_sample` is "error"; or it is of text alone.
         """
         self.analyse()
         refused = on_bad_sample == "error" and bool(self.problems)
         self.encode(devices=[] if refused else devices, num_processes=num_processes, progress=progress)
         if self.problems and on_bad_sample == "error":
             raise_problems(self.manifest, self.problems)
+        self.check_audio_to_learn()
 
     def analyse(self) -> None:
         """Check and tokenize all samples, as far as audio headers go."""
-        self._cache.remove_corrupt(share=self._ranks.rank, shares=self._ranks.world_size)
-        self._ranks.barrier()
-        self._cache = CodeCache(self._cache_dir, self._rules.codec.identity)
-        self._cache.scan()
+        self._scan_cache()
         memo = HashMemo(self._cache_dir)
         audio_root = self._rules.audio_root or self.manifest.parent
         finder = ClipFinder(self._cache, memo, audio_root=audio_root, limits=self._rules.limits)
         entries = share_of(self.manifest, self._ranks.rank, self._ranks.world_size)
         part = analyse(entries, self.manifest, self._rules, finder)
         memo.save()
-        write_part(self._folder, self._ranks.rank, part)
-        self._ranks.barrier()
-        self.parts = read_parts(self._folder, self._ranks.world_size)
+        self.parts = exchange_parts(part, self._ranks.gather)
         self.problems = list(self.parts.problems)
         if not self.problems and not self.parts.clips:
             raise UserError(f"{self.manifest}: the manifest holds no samples")
@@ -151,14 +134,27 @@ class Preparation:
         self.num_clips = sum(len(unit.clips) for unit in units)
         self.num_missing = sum(clip.key not in self._cache for unit in units for clip in unit.clips)
         if devices and self.num_missing:
+            self._cache.check_writable(self.num_missing)
             helpers = start_helpers(num_processes - 1, self.manifest, self._cache_dir, codec, units, devices)
         load_codec = (lambda: codec.load(devices[0])) if devices else None
         encoder = Encoder(self._cache, self.manifest, load_codec, rate=codec.sampling_rate)
         encoder.encode_all(units, first=self._ranks.rank * len(units) // self._ranks.world_size, progress=progress)
         for helper in helpers:
             helper.join()
-        self._share_failures(encoder.failures)
-        self.problems += self._audio_problems()
+        self.problems += self._audio_problems(self._exchange_failures(encoder.failures))
+        self._cache.scan()
+
+    def check_audio_to_learn(self) -> None:
+        """Raises UserError where all samples without a problem are of text alone."""
+        arrays = merge_packed([self.parts.arrays], self._good_samples())
+        if (
+            len(arrays["numbers"])
+            and not self._rules.layout.audio_targets(arrays["tokens"], arrays["supervised"]).any()
+        ):
+            raise UserError(
+                f"{self.manifest}: no audio to learn in any of {len(arrays['numbers'])} samples; expected audio items "
+                "in assistant messages (`ds-higgs manifest` makes them from recordings and from other tools' lists)"
+            )
 
     def dataset(self) -> HiggsDataset:
         """The data set of all samples without a problem.
@@ -189,32 +185,29 @@ class Preparation:
         bad = [problem.number for problem in self.problems]
         return np.flatnonzero(~np.isin(self.parts.arrays["numbers"], bad))
 
-    def _share_failures(self, failures: Mapping[str, BadSampleError]) -> None:
-        content = {key: (error.message, error.expected) for key, error in failures.items()}
-        write_atomically(self._folder / f"failures-{self._ranks.rank}.json", json.dumps(content).encode())
-        self._ranks.barrier()
+    def _scan_cache(self) -> None:
+        """Look into every shard, each rank into its share; what cannot be mended is left out on all."""
+        left = self._cache.remove_corrupt(share=self._ranks.rank, shares=self._ranks.world_size)
+        damaged = self._ranks.gather(json.dumps(left).encode())
+        self._cache = CodeCache(self._cache_dir, self._rules.codec.identity)
+        self._cache.leave_out(name for found in damaged for name in json.loads(found))
         self._cache.scan()
 
-    def _audio_problems(self) -> list[Problem]:
-        failures: dict[str, tuple[str, str | None]] = {}
-        for rank in range(self._ranks.world_size):
-            failures |= json.loads((self._folder / f"failures-{rank}.json").read_text("utf-8"))
+    def _exchange_failures(self, failures: Mapping[str, BadSampleError]) -> dict[str, BadSampleError]:
+        """By key, the clips that any rank could not use."""
+        content = {key: (error.message, error.expected) for key, error in failures.items()}
+        found: dict[str, BadSampleError] = {}
+        for part in self._ranks.gather(json.dumps(content).encode()):
+            found |= {key: BadSampleError(*error) for key, error in json.loads(part).items()}
+        return found
+
+    def _audio_problems(self, failures: Mapping[str, BadSampleError]) -> list[Problem]:
         problems = []
-        for number, clips in zip(self.parts.arrays["numbers"], self.parts.clips, strict=True):
-            for key in dict.fromkeys(clip.key for clip in clips if clip.key in failures):
-                problems.append(problem_at(self.manifest, int(number), *failures[key]))
-        return problems
-
-
-def _parts_folder(cache_dir: Path, manifest: Path, codec_identity: str, world_size: int) -> Path:
-    """Where the ranks of this run meet; folders that no run has used for a day are deleted."""
-    parts = cache_dir / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    for old in parts.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process deletes it too
-            if time.time() - old.stat().st_mtime > OLD_PARTS_SECONDS:
-                shutil.rmtree(old)
-    name = hashlib.sha256(f"{manifest.resolve()}\n{codec_identity}\n{world_size}".encode()).hexdigest()[:16]
-    folder = parts / name
-    folder.mkdir(exist_ok=True)
-    return folder
+        for index, clips in enumerate(self.parts.clips):
+            if any(clip.key in failures for clip in clips):
+                targets = self.parts.audio_targets(index, self._rules.layout)
+                found = zip(clips, targets, strict=True)
+                errors = [failures[clip.key].of(clip.name(learned=on)) for clip, on in found if clip.key in failures]
+                number = int(self.parts.arrays["numbers"][index])
+                problems += [problem_at(self.manifest, number, error.message, error.expected) for error in errors]
+        return list(dict.fromkeys(problems))

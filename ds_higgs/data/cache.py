@@ -1,14 +1,18 @@
 """The code cache: encoded clips by content key, many to a safetensors shard, whose header is the shard's index.
 
-A shard appears by rename, complete; its header holds each clip's length and checksum. What is cut off or altered is
-found (`scan` sees a wrong size, `remove_corrupt` a wrong checksum) and removed, so that its clips are encoded again.
+A shard appears by rename, complete; its header holds each clip's length and checksum, and a checksum of these. What is
+cut off or altered is found (`scan` sees a wrong size or header, `remove_corrupt` a wrong checksum) and removed, so that
+its clips are encoded again. A cache that cannot be written is read as it is.
 """
 
 import hashlib
 import json
+import logging
+import math
 import os
+import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +23,8 @@ from safetensors.torch import save
 
 from ds_higgs.errors import UserError
 from ds_higgs.files import remove_leftovers, write_atomically
+
+logger = logging.getLogger("ds_higgs")
 
 SHARD_PATTERN = "shard-*.safetensors"
 KEY_BYTES = 16
@@ -62,7 +68,14 @@ class CodeCache:
     def __init__(self, cache_dir: Path, codec_identity: str):
         self.codec_identity = codec_identity
         self.folder = cache_dir / "codes" / codec_identity[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.listdir(self.folder)
+        except OSError as error:
+            raise UserError(
+                f"data.cache_dir: {cache_dir}: {error.strerror} ({error.filename}); expected a folder that can be "
+                "written, or another user's that can be read and holds all codes"
+            ) from None
         self._clips: dict[str, CachedClip] = {}
         self._scanned: set[str] = set()
 
@@ -82,45 +95,87 @@ class CodeCache:
                 continue
             try:
                 clips = _read_shard_index(path)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                path.unlink(missing_ok=True)
+            except FileNotFoundError:  # another process found it damaged
                 continue
-            except FileNotFoundError:  # another process found it corrupt
-                continue
+            except OSError as error:  # it may be whole, so it stays
+                logger.warning("%s: cannot be read: %s", path, error.strerror)
+                clips = {}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                if self._delete(path.name, f"no whole shard: {error!r}"):
+                    continue
+                clips = {}
             self._scanned.add(path.name)
             self._clips.update(clips)
 
     def remove_corrupt(self, *, share: int = 0, shares: int = 1) -> list[str]:
-        """Check the checksums of every `shares`-th shard and delete those that fail; their names."""
+        """Check the checksums of every `shares`-th shard and delete those that fail.
+
+        Returns:
+            The names of those that could not be deleted; see `leave_out`.
+        """
         remove_leftovers(self.folder)
         self.scan()
         shards: dict[str, list[CachedClip]] = {}
         for clip in self._clips.values():
             shards.setdefault(clip.shard, []).append(clip)
         corrupt = [name for name in sorted(shards)[share::shares] if not self._is_intact(name, shards[name])]
-        for name in corrupt:
-            (self.folder / name).unlink(missing_ok=True)
-            self._scanned.discard(name)
-        self._clips = {key: clip for key, clip in self._clips.items() if clip.shard not in set(corrupt)}
-        return corrupt
+        self.leave_out(corrupt)
+        left = [name for name in corrupt if not self._delete(name, "codes that fail their checksum")]
+        self._scanned -= set(corrupt) - set(left)
+        return left
+
+    def leave_out(self, shards: Iterable[str]) -> None:
+        """Have no clips of these shards, now and at later scans."""
+        names = set(shards)
+        self._scanned |= names
+        self._clips = {key: clip for key, clip in self._clips.items() if clip.shard not in names}
+
+    def check_writable(self, num_missing: int) -> None:
+        """Raises UserError where the clips that are missing cannot be added."""
+        try:
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise self._not_written(error, f" to add {num_missing} missing clips") from None
 
     def add_shard(self, clips: Mapping[str, EncodedClip]) -> None:
-        """Write clips as one shard, whole or not at all."""
+        """Write clips as one shard, whole or not at all.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         tensors = {key: clip.codes.to(torch.int16).contiguous() for key, clip in clips.items()}
-        index = {key: [_checksum(tensors[key].numpy().tobytes()), clips[key].seconds] for key in tensors}
-        metadata = {"codec": self.codec_identity, "clips": json.dumps(index)}
-        name = hashlib.sha256("".join(sorted(clips)).encode()).hexdigest()[:24]
-        write_atomically(self.folder / f"shard-{name}.safetensors", save(tensors, metadata=metadata))
+        index = json.dumps({key: [_checksum(tensors[key].numpy().tobytes()), clips[key].seconds] for key in tensors})
+        metadata = {"codec": self.codec_identity, "clips": index, "checksum": str(_checksum(index.encode()))}
+        name = f"shard-{hashlib.sha256(''.join(sorted(clips)).encode()).hexdigest()[:24]}.safetensors"
+        try:
+            write_atomically(self.folder / name, save(tensors, metadata=metadata))
+        except OSError as error:
+            raise self._not_written(error) from None
+        self._scanned.discard(name)
         self.scan()
 
     def read(self, key: str) -> torch.Tensor:
         """[codebooks, frames] int64 codes of a clip."""
         return read_codes(self.folder, self._clips[key])
 
+    def _not_written(self, error: OSError, purpose: str = "") -> UserError:
+        return UserError(f"data.cache_dir: {self.folder} cannot be written{purpose}: {error.strerror}")
+
+    def _delete(self, name: str, reason: str) -> bool:
+        """False where the shard cannot be deleted."""
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s: damaged (%s), and left: %s", self.folder / name, reason, error.strerror)
+            return False
+        logger.warning("%s: damaged (%s), deleted: its clips are encoded again", self.folder / name, reason)
+        return True
+
     def _is_intact(self, name: str, clips: Sequence[CachedClip]) -> bool:
         try:
             content = (self.folder / name).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return False
         return all(_checksum(content[clip.offset : clip.offset + _num_bytes(clip)]) == clip.checksum for clip in clips)
 
@@ -156,23 +211,35 @@ def _map_shard(path: Path) -> np.ndarray:
 
 
 def _read_shard_index(path: Path) -> dict[str, CachedClip]:
-    """Raises ValueError, KeyError, TypeError or AttributeError where the file is not a whole shard."""
+    """Raises ValueError, KeyError, TypeError, AttributeError or RecursionError where the file is not a whole shard."""
     with open(path, "rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
         if header_size > size:
             raise ValueError("cut off")
         header = json.loads(file.read(header_size))
-    index = json.loads(header.pop("__metadata__")["clips"])
-    start = 8 + header_size
-    if size != start + max(entry["data_offsets"][1] for entry in header.values()):
+    metadata = header.pop("__metadata__")
+    # Shards of before there was a checksum are taken as they are.
+    if "checksum" in metadata and metadata["checksum"] != str(_checksum(metadata["clips"].encode())):
+        raise ValueError("the index fails its checksum")
+    index = json.loads(metadata["clips"])
+    if not header or set(header) != set(index):
+        raise ValueError("the index does not fit the tensors")
+    clips = {key: _cached_clip(path.name, 8 + header_size, header[key], *index[key]) for key in header}
+    if size != max(clip.offset + _num_bytes(clip) for clip in clips.values()):
         raise ValueError("cut off")
-    clips = {}
-    for key, entry in header.items():
-        checksum, seconds = index[key]
-        codebooks, frames = entry["shape"]
-        clips[key] = CachedClip(path.name, start + entry["data_offsets"][0], codebooks, frames, checksum, seconds)
     return clips
+
+
+def _cached_clip(shard: str, start: int, entry: dict, checksum: int, seconds: float) -> CachedClip:
+    codebooks, frames = entry["shape"]
+    first, stop = entry["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (codebooks, frames, first, stop, checksum)):
+        raise ValueError("numbers that are no sizes")
+    clip = CachedClip(shard, start + first, codebooks, frames, checksum, float(seconds))
+    if _num_bytes(clip) != stop - first or checksum >> 32 or not math.isfinite(clip.seconds):
+        raise ValueError("numbers that do not fit each other")
+    return clip
 
 
 def _num_bytes(clip: CachedClip) -> int:

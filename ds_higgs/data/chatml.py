@@ -50,6 +50,12 @@ def parse_sample(data: Any) -> ChatMLSample:
         misc=_parse_optional(data, "misc", dict, "an object"),
         speaker=_parse_optional(data, "speaker", str, "a string"),
     )
+    for speaker in (sample.speaker, (sample.misc or {}).get("speaker")):
+        _check_unicode(speaker if isinstance(speaker, str) else "", "`speaker`")
+    has_audio = any(isinstance(item, AudioContent) for message in sample.messages for item in message.content)
+    if data.get("audios") and not has_audio:
+        expected = "audio items in `messages`; `ds-higgs manifest` makes them from this form"
+        raise BadSampleError("`audios` beside messages of text alone, the form of another tool", expected)
     _check_targets(sample)
     return sample
 
@@ -105,6 +111,7 @@ def _parse_message(message: Any, where: str) -> Message:
     recipient = message.get("recipient")
     if recipient is not None and (role != "assistant" or not isinstance(recipient, str)):
         raise BadSampleError(f"{where}: `recipient` {_shown(recipient)} of role {role}", "a string, role assistant")
+    _check_unicode(recipient or "", f"{where}: `recipient`")
     _refuse_unknown_keys(message, {"role", "content", "recipient"}, where)
     content = message.get("content")
     items = content if isinstance(content, list) else [content]
@@ -132,11 +139,16 @@ def _parse_text(item: dict, where: str) -> TextContent:
     text = item.get("text")
     if not isinstance(text, str):
         raise BadSampleError(f"{where}: `text` is {_kind(text)}", "a string")
+    _check_unicode(text, f"{where}: `text`")
+    return TextContent(text=text)
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """JSON can write what no file and no tokenizer takes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadSampleError(f"{where}: `text` holds half a surrogate pair at character {error.start}") from None
-    return TextContent(text=text)
+        raise BadSampleError(f"{what} holds half a surrogate pair at character {error.start}") from None
 
 
 def _parse_audio(item: dict, where: str) -> AudioContent:
@@ -148,6 +160,7 @@ def _parse_audio(item: dict, where: str) -> AudioContent:
         raise BadSampleError(f"{where}: `raw_audio` is {_kind(raw)}", "base64 text")
     if url in (None, *NO_URL) and not raw:
         raise BadSampleError(f"{where}: no audio is given", "`audio_url` with a path, or `raw_audio` in base64")
+    _check_unicode(url or "", f"{where}: `audio_url`")
     if url is not None and "://" in url:
         raise BadSampleError(f"{where}: {url!r} is a remote address", "a local file (nothing is downloaded)")
     return AudioContent(

@@ -1,7 +1,9 @@
 """Audio clips of a manifest: where their audio lies, its content hash, what their header tells."""
 
+import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -15,7 +17,12 @@ from ds_higgs.data.manifest import read_entry
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.files import hash_file, write_atomically
 
+logger = logging.getLogger("ds_higgs")
+
 MAX_MEMO_FILES = 32
+
+# Size, mtime_ns, inode and ctime_ns of a file, and the hash of its content.
+MemoEntry = tuple[tuple[int, int, int, int], str]
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,20 @@ class Clip:
     def segment(self) -> Segment:
         return Segment(self.offset, self.duration)
 
+    def name(self, *, learned: bool) -> str:
+        """The clip in messages."""
+        return audio_name(self.path, self.item, learned=learned)
+
     def source(self, manifest: Path) -> AudioSource:
         """The audio file, or the bytes of the manifest's raw audio."""
         if self.path:
             return Path(self.path)
         return decode_base64(raw_audio_items(read_entry(manifest, self.start, self.end))[self.item])
+
+
+def audio_name(path: str, item: int, *, learned: bool) -> str:
+    """An audio item in messages: its file (or its number among the sample's `raw_audio`) and what it is there for."""
+    return f"{'target' if learned else 'reference'} audio {path or f'(`raw_audio`, number {item + 1} of the sample)'}"
 
 
 def raw_audio_items(data: dict) -> list[str]:
@@ -56,38 +72,45 @@ def raw_audio_items(data: dict) -> list[str]:
 
 
 class HashMemo:
-    """Content hashes of audio files, remembered by path, size and modification time."""
+    """Content hashes of audio files, remembered by absolute path, size, inode and times of change."""
 
     def __init__(self, cache_dir: Path):
         self._folder = cache_dir / "hashes"
-        self._known: dict[str, tuple[int, int, str]] = {}
-        self._new: dict[str, tuple[int, int, str]] = {}
+        self._known: dict[str, MemoEntry] = {}
+        self._new: dict[str, MemoEntry] = {}
         for path in self._files():
             self._known.update(_read_memo(path))
 
     def hash(self, path: Path) -> str:
         """Raises BadSampleError where the file is missing, unreadable or empty."""
         status = check_file(path)
-        size, modified, content_hash = self._known.get(str(path), (0, 0, ""))
-        if (size, modified) != (status.st_size, status.st_mtime_ns):
-            content_hash = hash_file(path)
-            entry = (status.st_size, status.st_mtime_ns, content_hash)
-            self._known[str(path)] = self._new[str(path)] = entry
-        return content_hash
+        fingerprint = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+        name = str(path.absolute())
+        if name not in self._known or self._known[name][0] != fingerprint:
+            self._known[name] = self._new[name] = (fingerprint, hash_file(path))
+        return self._known[name][1]
 
     def save(self) -> None:
-        """Write what has been hashed since the memo was read; many small files are merged into one."""
+        """Write what has been hashed since the memo was read; many small files are merged into one.
+
+        Where the cache cannot be written nothing is remembered: the next start hashes again.
+        """
         if not self._new:
             return
         merged = self._files() if len(self._files()) >= MAX_MEMO_FILES else []
         content = json.dumps(self._known if merged else self._new).encode()
         path = self._folder / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        except OSError as error:
+            logger.info("%s: hashes of audio files cannot be kept: %s", self._folder, error.strerror)
+            return
         self._new = {}
         for old in merged:
             if old != path:
-                old.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another user's
+                    old.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         """Oldest first, so that the newest entry for a path wins."""
@@ -104,30 +127,34 @@ class ClipFinder:
         self._limits = limits
         self._seconds: dict[str, float | BadSampleError] = {}  # by key, what the header gave
 
-    def find(self, content: AudioContent, *, start: int, end: int, item: int) -> Clip:
+    def find(self, content: AudioContent, *, start: int, end: int, item: int, learned: bool) -> Clip:
         """Check an audio item as far as its header goes (a cached clip needs no look).
 
         Args:
             start, end: bytes of the sample's entry in the manifest; item: counts its raw audio items.
+            learned: whether it is a target.
 
         Raises:
             BadSampleError: the audio cannot be used.
         """
+        path = "" if content.audio_url in NO_URL else str(self._audio_root / content.audio_url)
+        try:
+            return self._find(content, path, start, end, item)
+        except BadSampleError as error:
+            raise error.of(audio_name(path, item, learned=learned)) from None
+
+    def _find(self, content: AudioContent, path: str, start: int, end: int, item: int) -> Clip:
         offset, duration = content.offset or 0.0, content.duration
         source: AudioSource
-        if content.audio_url in NO_URL:
-            path, source = "", decode_base64(content.raw_audio or "")
-            content_hash = hashlib.sha256(source).hexdigest()
-        else:
-            path, source = self._locate(content.audio_url)
+        if path:
+            source = Path(path)
             content_hash = self._memo.hash(source)
+        else:
+            source = decode_base64(content.raw_audio or "")
+            content_hash = hashlib.sha256(source).hexdigest()
         key = clip_key(content_hash, offset=offset, duration=duration, codec_identity=self._cache.codec_identity)
         seconds = self._check(key, source, Segment(offset, duration))
         return Clip(key, path, start, end, item, offset, duration, seconds)
-
-    def _locate(self, audio_url: str) -> tuple[str, Path]:
-        path = self._audio_root / audio_url
-        return str(path), path
 
     def _check(self, key: str, source: AudioSource, segment: Segment) -> float:
         if key in self._cache:
@@ -156,17 +183,19 @@ def clips_from_json(rows: list[list]) -> list[Clip]:
 def _modification_time(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
-    except FileNotFoundError:  # merged by another process
+    except OSError:  # merged by another process
         return 0
 
 
-def _read_memo(path: Path) -> dict[str, tuple[int, int, str]]:
+def _read_memo(path: Path) -> dict[str, MemoEntry]:
+    """Nothing where the file is damaged, not ours to read, or merged by another process in the meantime."""
     try:
-        return {
-            name: (size, modified, digest) for name, (size, modified, digest) in json.loads(path.read_text()).items()
-        }
-    except FileNotFoundError:  # merged by another process
+        rows = json.loads(path.read_text("utf-8"))
+        return {name: (_fingerprint(numbers), str(digest)) for name, (numbers, digest) in rows.items()}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return {}
-    except (ValueError, AttributeError, TypeError):
-        path.unlink(missing_ok=True)
-        return {}
+
+
+def _fingerprint(numbers: list[int]) -> tuple[int, int, int, int]:
+    size, modified, inode, changed = numbers
+    return size, modified, inode, changed

@@ -85,8 +85,10 @@ class Encoder:
         Units that another process is at are left to it at first, and looked at again at the end: it may have been
         killed. Processes begin at different units (`first`), to meet less often. `stop` is asked before each unit.
         """
-        locks = NumberLocks(self._cache.folder / "units.lock")
         missing = sum(len(self._missing(unit)) for unit in units)
+        if not missing:
+            return
+        locks = NumberLocks(self._cache.folder / "units.lock")
         cached = len(self._cache)
         pending = [*units[first:], *units[:first]]
         for wait in (False, True):

@@ -1,12 +1,15 @@
 """A problem of one sample: where it is, what was found, what was expected."""
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_atomically
+
+logger = logging.getLogger("ds_higgs")
 
 MAX_LISTED = 50
 
@@ -21,6 +24,10 @@ class BadSampleError(ValueError):
         super().__init__(message)
         self.message = message
         self.expected = expected
+
+    def of(self, thing: str) -> "BadSampleError":
+        """The same, saying what it is wrong with."""
+        return BadSampleError(f"{thing}: {self.message}", self.expected)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,14 @@ def _reason(problem: Problem) -> str:
 
 
 def _lines_of_other_manifests(path: Path, manifest: Path) -> list[str]:
+    """As text without its newline; what is no line of ours, in a file that was damaged, is dropped with a warning."""
     if not path.exists():
         return []
-    return [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["file"] != str(manifest)]
+    lines = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            if line and json.loads(line)["file"] != str(manifest):
+                lines.append(line.decode("utf-8"))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            logger.warning("%s:%d: dropped a damaged line (%s)", path, number, type(error).__name__)
+    return lines

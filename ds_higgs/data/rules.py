@@ -97,5 +97,6 @@ def _check_whisper(tokenized: TokenizedSample, clips: Sequence[Clip], layout: Au
     for user_audio, clip in zip(is_input, clips, strict=True):
         if user_audio and clip.seconds > WHISPER_SECONDS:
             expected = f"at most {WHISPER_SECONDS} s, with Whisper features on"
-            errors.append(BadSampleError(f"reference audio of {clip.seconds:.1f} s", expected))
+            error = BadSampleError(f"{clip.seconds:.1f} s of audio", expected)
+            errors.append(error.of(clip.name(learned=False)))
     return errors

@@ -49,8 +49,7 @@ def compute_statistics(parts: Parts, keep: np.ndarray, rules: SampleRules) -> Ma
         per_token = layout.count_positions(tokens, codec.count_frames(seconds), seconds)
         positions.append(int(per_token.sum()))
         supervised += int(per_token[learned].sum())
-        placeholder = (tokens == layout.audio_in_token) | (tokens == layout.audio_out_token)
-        is_target = learned[placeholder]
+        is_target = layout.audio_targets(tokens, learned)
         targets += seconds[is_target].tolist()
         references += seconds[~is_target].tolist()
     distinct = {clip.key: clip.seconds for index in keep for clip in parts.clips[index]}

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from ds_higgs.job.extensions import loading_extensions, prepare_compiler
 
 logger = logging.getLogger("ds_higgs")
+GATHER_BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def gather_bytes(content: bytes) -> list[bytes]:
+    """Every rank's content, by rank, on every rank; in blocks, so that little of it takes GPU memory at once."""
+    if world_size() == 1:
+        return [content]
+    lengths = _gather_objects(len(content))
+    starts = range(0, max(lengths), GATHER_BLOCK_BYTES)
+    blocks = [_gather_objects(content[start : start + GATHER_BLOCK_BYTES]) for start in starts]
+    return [b"".join(block[rank] for block in blocks) for rank in range(len(lengths))]
+
+
 def on_main_rank(action: Callable[[], None]) -> None:
     """Run `action` on rank 0 while the others wait, and raise on every rank what it raises there."""
     error: list[BaseException | None] = [None]
@@ -125,6 +137,12 @@ def set_up_logging(ranks: Ranks) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logger.setLevel(logging.INFO if ranks.is_main else logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _gather_objects(content: Any) -> list[Any]:
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, content)
+    return found
 
 
 def _unlink_shared_memory(rank: int) -> None:

@@ -53,7 +53,9 @@ def codes_in(cache_dir):
 
 
 def test_prepare_refuses_a_broken_manifest_and_still_encodes_the_other(flags, broken, capsys):
-    with pytest.raises(UserError, match=r"(?s)broken.jsonl:2: .*narrator.*broken.jsonl:3: audio file not found"):
+    with pytest.raises(
+        UserError, match=r"(?s)broken.jsonl:2: .*narrator.*broken.jsonl:3: target audio .*: file not found"
+    ):
         run(["prepare", *flags, *broken])
     assert "val.json: 8 samples" in capsys.readouterr().out
 

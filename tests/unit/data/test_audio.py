@@ -147,6 +147,20 @@ def test_unusable_audio_is_refused(tmp_path, kind, as_bytes):
     assert_message(caught.value, BAD_AUDIO[kind])
 
 
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        (Segment(1e306), "`offset` 1e.306 s is after the audio's end"),
+        (Segment(0.0, 1e306), "`duration` 1e.306 s ends after the audio's end"),
+        (Segment(0.5, 1e-9), "`duration` 1e-09 s holds no sample"),
+    ],
+)
+def test_segments_of_absurd_size_are_refused(tmp_path, segment, message):
+    path = write_tone(tmp_path / "a.wav", 1.0)
+    with pytest.raises(BadSampleError, match=message):
+        check_header(path, segment, AudioLimits(min_seconds=0.0))
+
+
 def test_a_streamed_wav_without_a_size_is_accepted(tmp_path):
     content = bytearray(write_tone(tmp_path / "a.wav", 1.0).read_bytes())
     content[40:44] = b"\xff\xff\xff\xff"
@@ -156,11 +170,11 @@ def test_a_streamed_wav_without_a_size_is_accepted(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty.wav").touch()
     for path, message in [
-        (tmp_path / "absent.wav", "audio file not found"),
-        (tmp_path / "empty.wav", "audio file is empty"),
-        (tmp_path, "not an audio file"),
-        (tmp_path / ("x" * 300), "cannot read audio file .*name too long"),
-        (tmp_path / "null\0byte.wav", "cannot read audio file .*null"),
+        (tmp_path / "absent.wav", "file not found"),
+        (tmp_path / "empty.wav", "the file is empty"),
+        (tmp_path, "not a file"),
+        (tmp_path / ("x" * 300), "cannot be read: .*name too long"),
+        (tmp_path / "null\0byte.wav", "cannot be read: .*null"),
     ]:
         with pytest.raises(BadSampleError, match=message):
             check_file(path)

@@ -1,10 +1,13 @@
 """From manifest to samples and batches, against boson's own functions and the real model."""
 
+import base64
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 
@@ -14,11 +17,12 @@ from ds_higgs.data.build import Ranks, build_dataset
 from ds_higgs.data.chatml import parse_sample
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.manifest import problem_at
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.errors import UserError
 from ds_higgs.model.loading import load_model
 
-from .audio_files import cloning_sample, write_tone
+from .audio_files import RATE, cloning_sample, text_sample, write_tone
 from .conftest import write_mixed_manifest
 
 NUM_CODEBOOKS = 8
@@ -126,12 +130,18 @@ def test_without_any_audio_the_codes_keep_their_codebook_axis(mixed_dataset, mak
 
 
 def test_ranks_build_the_same_dataset_together(mixed_manifest, make_rules, tmp_path, mixed_dataset):
-    """Two ranks in turn: what one writes before a barrier, the other finds after it."""
     barrier = threading.Barrier(2, timeout=60)
-    results = {}
+    told, results = {}, {}
 
     def build(rank):
-        ranks = Ranks(rank, 2, barrier.wait)
+        def gather(content):
+            told[rank] = content
+            barrier.wait()
+            found = [told[other] for other in range(2)]
+            barrier.wait()
+            return found
+
+        ranks = Ranks(rank, 2, gather)
         results[rank] = build_dataset(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=ranks)
 
     threads = [threading.Thread(target=build, args=(rank,)) for rank in range(2)]
@@ -172,10 +182,35 @@ def test_all_problems_are_reported_at_once(manifest_with_bad_samples, make_rules
     assert [line.split(": ")[0].strip(" -") for line in lines] == ["train.json:1", "train.json:2"] + [
         "train.json:3"
     ] * 2
+    folder = manifest_with_bad_samples.parent
     assert "unknown role 'robot'" in lines[0]
-    assert "audio file not found" in lines[1]
-    assert "cannot be opened" in "".join(lines[2:])
-    assert "too short: 0.020 s" in "".join(lines[2:])
+    assert f": target audio {folder}/absent.wav: file not found" in lines[1]
+    assert f": reference audio {folder}/silent.wav: the audio cannot be opened" in lines[2]
+    assert f": target audio {folder}/short.wav: too short: 0.020 s" in lines[3]
+
+
+@pytest.mark.parametrize("as_raw_audio", [False, True])
+def test_what_decoding_finds_names_the_audio_and_what_it_is_for(make_rules, tmp_path, as_raw_audio):
+    """Silence and the like are found after the headers, clip by clip, and told for every sample that has the clip."""
+    good, silent = write_tone(tmp_path / "good.wav", 0.3), tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(RATE), RATE)
+    samples = [cloning_sample(good.name, silent.name), cloning_sample(silent.name, good.name)]
+    if as_raw_audio:
+        item = {"type": "audio", "raw_audio": base64.b64encode(silent.read_bytes()).decode()}
+        samples[0]["messages"][2]["content"] = samples[1]["messages"][1]["content"][1] = item
+    samples.append(cloning_sample(silent.name, silent.name, start_index=2))
+    manifest = tmp_path / "train.json"
+    manifest.write_text(json.dumps(samples))
+    with pytest.raises(UserError) as caught:
+        build_dataset(manifest, rules=make_rules(), cache_dir=tmp_path / "cache")
+    name = "(`raw_audio`, number 1 of the sample)" if as_raw_audio else silent
+    reason = "the audio is silent (all samples equal)"
+    assert str(caught.value).splitlines()[1:] == [
+        f"  - train.json:0: target audio {name}: {reason}",
+        f"  - train.json:1: reference audio {name}: {reason}",
+        f"  - train.json:2: reference audio {silent}: {reason}",
+        f"  - train.json:2: target audio {silent}: {reason}",
+    ]
 
 
 def test_skipping_leaves_out_and_lists_exactly_the_bad_samples(manifest_with_bad_samples, make_rules, tmp_path):
@@ -192,11 +227,33 @@ def test_skipping_leaves_out_and_lists_exactly_the_bad_samples(manifest_with_bad
     assert [(line["number"], len(line["reasons"])) for line in lines] == [(1, 1), (2, 1), (3, 2)]
 
 
+def test_damaged_lines_of_rejected_samples_are_dropped_with_a_warning(tmp_path, caplog):
+    rejected, manifest = tmp_path / "rejected.jsonl", tmp_path / "a\u2028b.json"
+    found = problem_at(tmp_path / "other\u2028.json", 3, "silent")
+    write_rejected(rejected, Path(found.file), [found])
+    whole = rejected.read_bytes()
+    rejected.write_bytes(whole + b'{"file": "cut off\n[]\n{}\n3\n\xff\n' + b"[" * 5000 + b"\n")
+    write_rejected(rejected, manifest, [problem_at(manifest, 1, "a"), problem_at(manifest, 1, "b")])
+    first, second = rejected.read_text("utf-8").removesuffix("\n").split("\n")
+    assert first.encode() + b"\n" == whole
+    assert json.loads(second)["reasons"] == ["a", "b"]
+    assert f"{rejected}:2: dropped a damaged line" in caplog.text
+    assert len(caplog.records) == 6
+
+
 def test_a_sample_over_the_token_budget_is_a_problem(mixed_manifest, mixed_dataset, make_rules, tmp_path):
     longest = int(mixed_dataset.lengths.max())
     rules = make_rules(max_tokens=longest - 1)
     with pytest.raises(UserError, match=f"takes {longest} positions .expected at most {longest - 1}"):
         build_dataset(mixed_manifest, rules=rules, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("on_bad_sample", ["error", "skip"])
+def test_a_manifest_without_audio_to_learn_is_refused(make_rules, tmp_path, on_bad_sample):
+    manifest = tmp_path / "train.json"
+    manifest.write_text(json.dumps([text_sample(), text_sample()]))
+    with pytest.raises(UserError, match=r"no audio to learn in any of 2 samples; .*`ds-higgs manifest`"):
+        build_dataset(manifest, rules=make_rules(), cache_dir=tmp_path / "cache", on_bad_sample=on_bad_sample)
 
 
 def test_no_samples_at_all_is_an_error(make_rules, tmp_path):

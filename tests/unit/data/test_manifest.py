@@ -43,6 +43,12 @@ def test_json_lines_number_lines_from_one_and_skip_blank_ones(tmp_path, bom):
     assert [read_entry(path, entry.start, entry.end) for entry in entries] == SAMPLES[:3]
 
 
+def test_lines_end_at_newlines_alone(tmp_path):
+    samples = [{"audio_url": f"a{mark}b.wav"} for mark in "\u2028\u2029\u0085\x7f"]
+    path = write(tmp_path / "train.jsonl", "\n".join(json.dumps(sample, ensure_ascii=False) for sample in samples))
+    assert [entry.data for entry in read_manifest(path)] == samples
+
+
 def test_a_broken_line_is_reported_and_the_rest_still_read(tmp_path):
     path = write(tmp_path / "train.jsonl", b'{"a": 1}\n{"a": 1\n{"b": "\xff"}\n{"c": 2}\n')
 

@@ -104,7 +104,8 @@ def test_what_bosons_collator_gets_wrong_is_refused(tmp_path, whisper_rules):
     manifest.write_text(json.dumps([cloning_sample("long.wav", "short.wav"), late]))
     with pytest.raises(UserError) as caught:
         build_dataset(manifest, rules=whisper_rules, cache_dir=tmp_path / "cache")
-    assert "train.json:0: reference audio of 31.0 s (expected at most 30 s" in str(caught.value)
+    found = f"train.json:0: reference audio {tmp_path}/long.wav: 31.0 s of audio (expected at most 30 s"
+    assert found in str(caught.value)
     assert "train.json:1: user audio after assistant audio" in str(caught.value)
 
 
