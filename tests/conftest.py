@@ -1,8 +1,34 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share, and what keeps one test from changing another."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.process_state import describe_changes, own_random_numbers, read_process_state, seed_generators
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The same random numbers for a test, whichever ran before it in this process."""
+    seed_generators()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> Iterator[None]:
+    """The same random numbers for a fixture that tests share, whichever of them asks first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with own_random_numbers():
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    before = read_process_state()
+    yield
+    changes = describe_changes(before, read_process_state())
+    assert not changes, "the test changed what others share: " + "; ".join(changes)
 
 
 @pytest.fixture(scope="session")

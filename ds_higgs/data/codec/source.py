@@ -1,6 +1,7 @@
 """What a codec is to the rest: the interface, a codec's folder before it is loaded, and a kind of codec."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from ds_higgs.errors import UserError
 from ds_higgs.files import hash_file
 
 CODES_VERSION = 1  # raise it when the same clip and codec would give other codes than before
+
+# transformers' from_pretrained switches the initialisation of weights off for the whole process, and two at once can
+# leave it off.
+_loading = threading.Lock()
 
 
 class AudioCodec(Protocol):
@@ -113,8 +118,9 @@ class CodecSource:
         return np.ceil(np.round(seconds * self.sampling_rate, 3) / self.hop_length).astype(np.int64)
 
     def load(self, device: torch.device | str = "cpu") -> AudioCodec:
-        """Load the weights."""
-        return self.kind.load(self, device)
+        """Load the weights; threads take turns."""
+        with _loading:
+            return self.kind.load(self, device)
 
 
 def pad_to_hop(waveform: np.ndarray, hop_length: int) -> np.ndarray:

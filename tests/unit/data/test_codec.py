@@ -4,10 +4,12 @@ import builtins
 import json
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+import transformers.modeling_utils
 from transformers import HubertConfig, HubertModel
 
 from ds_higgs import hub
@@ -209,3 +211,10 @@ def test_a_working_torchaudio_is_left_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchaudio", own)
     provide_torchaudio()
     assert sys.modules["torchaudio"] is own
+
+
+def test_codecs_loaded_in_threads_leave_new_models_their_initial_weights(codec_source):
+    """transformers switches initialisation off while it loads, for the whole process; two at once left it off."""
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: codec_source.load(), range(16)))
+    assert transformers.modeling_utils._init_weights
