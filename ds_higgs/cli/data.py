@@ -6,9 +6,8 @@ from pathlib import Path
 
 from ds_higgs.cli.arguments import count, seed, share
 from ds_higgs.config import Config
+from ds_higgs.data.sources.opening import FORMS
 from ds_higgs.preflight import check_file_writable
-
-FORMS = ("pairs", "table", "swift", "metadata", "datasets")
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
@@ -19,11 +18,12 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     manifest.add_argument(
         "source",
         type=Path,
-        help="a folder of recordings with .txt files; an audio|text table; JSON lines of ms-swift; the metadata.json "
-        "of train-higgs-audio; a folder of the datasets library",
+        help="; ".join(form.summary for form in FORMS),
     )
     manifest.add_argument("-o", "--out", type=Path, required=True, help="manifest to write: .json, or .jsonl for lines")
-    manifest.add_argument("--form", choices=FORMS, help="of the source, where its name does not tell")
+    manifest.add_argument(
+        "--form", choices=[form.name for form in FORMS], help="of the source, where its name does not tell"
+    )
     manifest.add_argument("--split", type=share, metavar="SHARE", help="share of the utterances to hold out, as 0.05")
     manifest.add_argument("--val-out", type=Path, help="manifest of those held out (OUT with -val)")
     manifest.add_argument("--seed", type=seed, default=0, help="of the references and the split (0)")
@@ -40,7 +40,7 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
 
 
 def _manifest(arguments: argparse.Namespace) -> None:
-    from ds_higgs.data.make_manifest import make_manifests
+    from ds_higgs.commands.manifest import make_manifests
 
     check_file_writable(arguments.out, "--out")
     if arguments.val_out is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs.data.sources.tables import SPEAKER_NAMES, TEXT_NAMES
-from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Utterance, existing_file
+from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Form, Utterance, collect, existing_file
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_atomically
 
@@ -22,19 +22,13 @@ def read_datasets_folder(folder: Path, audio_folder: Path, speaker: str | None =
     Raises:
         UserError: pyarrow is missing; a table has no Audio or no text column; or with every row that cannot be used.
     """
-    utterances, problems = [], []
-    for file in sorted(path for suffix in ("*.arrow", "*.parquet") for path in folder.rglob(suffix)):
-        if file.name.startswith("cache-"):
-            continue
-        for number, row in enumerate(_rows(file)):
-            place = f"{file.relative_to(folder)}:{number}"
-            try:
-                utterances.append(_utterance(file, place, row, audio_folder, speaker))
-            except UserError as error:
-                problems.append(str(error))
-    if problems:
-        raise UserError.from_problems(f"{folder}: {len(problems)} rows cannot be used:", problems)
-    return utterances
+    rows = (
+        (file, f"{file.relative_to(folder)}:{number}", row)
+        for file in sorted(path for suffix in ("*.arrow", "*.parquet") for path in folder.rglob(suffix))
+        if not file.name.startswith("cache-")
+        for number, row in enumerate(_rows(file))
+    )
+    return collect(folder, rows, lambda row: _utterance(*row, audio_folder, speaker), what="rows")
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -98,3 +92,11 @@ def _write_audio(audio: dict[str, Any], folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, audio["bytes"])
     return path.resolve()
+
+
+FORM = Form(
+    name="datasets",
+    summary="a folder of the datasets library",
+    find=lambda source: source if source.is_dir() and is_datasets_folder(source) else None,
+    read=read_datasets_folder,
+)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs.data.manifest import parse_json
-from ds_higgs.data.sources.utterance import Utterance, existing_file, read_text
+from ds_higgs.data.sources.utterance import Form, Utterance, collect, existing_file, read_text, suffix_finder
 from ds_higgs.errors import UserError
 
 
@@ -21,15 +21,8 @@ def read_metadata(path: Path, speaker: str | None = None) -> list[Utterance]:
     samples = data.get("samples") if isinstance(data, dict) else data
     if not isinstance(samples, list) or not samples:
         raise UserError(f"{path}: expected a list of samples, alone or under \"samples\"")  # fmt: skip
-    utterances, problems = [], []
-    for index, sample in enumerate(samples):
-        try:
-            utterances.append(_utterance(path, f"{path.name}:{index}", sample, speaker))
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError.from_problems(f"{path}: {len(problems)} samples cannot be used:", problems)
-    return utterances
+    numbered = ((f"{path.name}:{index}", sample) for index, sample in enumerate(samples))
+    return collect(path, numbered, lambda one: _utterance(path, *one, speaker), what="samples")
 
 
 def _utterance(path: Path, place: str, sample: Any, speaker: str | None) -> Utterance:
@@ -66,3 +59,11 @@ def _text(folder: Path, place: str, sample: dict, name: str) -> str | None:
         return read_text(folder / file)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
+
+
+FORM = Form(
+    name="metadata",
+    summary="the metadata.json of train-higgs-audio",
+    find=suffix_finder(".json", in_folder="metadata.json"),
+    read=lambda path, _, speaker: read_metadata(path, speaker),
+)

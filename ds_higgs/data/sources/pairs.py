@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Utterance, read_text
+from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Form, Utterance, collect, read_text
 from ds_higgs.errors import UserError
 
 
@@ -12,18 +12,21 @@ def read_pairs(folder: Path, speaker: str | None = None) -> list[Utterance]:
     Raises:
         UserError: with every recording that has no transcript; or there is no recording at all.
     """
-    utterances, problems = [], []
-    for audio in sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES):
-        inside = audio.relative_to(folder)
-        try:
-            text = read_text(audio.with_suffix(".txt"))
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        of_folder = inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name
-        utterances.append(Utterance(audio.resolve(), text, speaker or of_folder, place=str(inside)))
-    if problems:
-        raise UserError.from_problems(f"{folder}: {len(problems)} recordings have no usable transcript:", problems)
-    if not utterances:
+    recordings = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    if not recordings:
         raise UserError(f"{folder}: no recordings found; expected {', '.join(AUDIO_SUFFIXES)} with a .txt beside each")
-    return utterances
+    return collect(folder, recordings, lambda audio: _utterance(folder, audio, speaker), what="recordings")
+
+
+def _utterance(folder: Path, audio: Path, speaker: str | None) -> Utterance:
+    inside = audio.relative_to(folder)
+    of_folder = inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name
+    return Utterance(audio.resolve(), read_text(audio.with_suffix(".txt")), speaker or of_folder, place=str(inside))
+
+
+FORM = Form(
+    name="pairs",
+    summary="a folder of recordings with .txt files",
+    find=lambda source: source if source.is_dir() else None,
+    read=lambda folder, _, speaker: read_pairs(folder, speaker),
+)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ds_higgs.data.manifest import read_manifest
-from ds_higgs.data.sources.utterance import Utterance, existing_file
+from ds_higgs.data.manifest import Entry, read_manifest
+from ds_higgs.data.sources.utterance import Form, Utterance, collect, existing_file, suffix_finder
 from ds_higgs.errors import UserError
 
 TAG = "<audio>"
@@ -17,18 +17,14 @@ def read_swift(path: Path, speaker: str | None = None) -> list[Utterance]:
     Raises:
         UserError: with every line that cannot be used.
     """
-    utterances, problems = [], []
-    for entry in read_manifest(path):
-        place = f"{path.name}:{entry.number}"
-        try:
-            if entry.error is not None:
-                raise UserError(f"{place}: {entry.error}")
-            utterances.append(_utterance(path, place, entry.data, speaker))
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError.from_problems(f"{path}: {len(problems)} lines cannot be used:", problems)
-    return utterances
+    return collect(path, read_manifest(path), lambda entry: _read_entry(path, entry, speaker), what="lines")
+
+
+def _read_entry(path: Path, entry: Entry, speaker: str | None) -> Utterance:
+    place = f"{path.name}:{entry.number}"
+    if entry.error is not None:
+        raise UserError(f"{place}: {entry.error}")
+    return _utterance(path, place, entry.data, speaker)
 
 
 def _utterance(path: Path, place: str, data: object, speaker: str | None) -> Utterance:
@@ -78,3 +74,11 @@ def _messages(contents: list[tuple[str, str]], files: list[str]) -> list[dict]:
                 items.append({"type": "text", "text": piece.strip()})
         messages.append({"role": role, "content": items})
     return messages
+
+
+FORM = Form(
+    name="swift",
+    summary="JSON lines of ms-swift",
+    find=suffix_finder(".jsonl"),
+    read=lambda path, _, speaker: read_swift(path, speaker),
+)

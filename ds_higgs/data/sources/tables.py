@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Utterance, existing_file
+from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Form, Utterance, collect, existing_file, suffix_finder
 from ds_higgs.errors import UserError
 
 AUDIO_NAMES = ("audio", "audio_file", "audio_path", "file_name", "file", "path", "wav", "wav_path", "id")
@@ -43,16 +43,11 @@ def read_table(path: Path, speaker: str | None = None) -> list[Utterance]:
     except csv.Error as error:
         raise UserError(f"{path}: not a table: {error}") from None
     columns = _columns(rows[0][1])
-    utterances, problems = [], []
-    for number, row in rows[1:] if columns else rows:
-        fields = dict(zip(columns, row, strict=False)) if columns else _unnamed(row)
-        try:
-            utterances.append(_utterance(path, number, fields, speaker))
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError.from_problems(f"{path}: {len(problems)} lines cannot be used:", problems)
-    return utterances
+    named = (
+        (path, number, dict(zip(columns, row, strict=False)) if columns else _unnamed(row))
+        for number, row in (rows[1:] if columns else rows)
+    )
+    return collect(path, named, lambda row: _utterance(*row, speaker), what="lines")
 
 
 def first_named(fields: Mapping[str, str], names: Sequence[str]) -> str | None:
@@ -89,3 +84,11 @@ def _utterance(table: Path, number: int, fields: Mapping[str, str], speaker: str
 def _locate(folder: Path, name: str) -> Path:
     candidates = [folder / inside / f"{name}{suffix}" for inside in AUDIO_FOLDERS for suffix in ("", *AUDIO_SUFFIXES)]
     return next((path for path in candidates if os.path.isfile(path)), folder / name)
+
+
+FORM = Form(
+    name="table",
+    summary="an audio|text table",
+    find=suffix_finder(".csv", ".tsv", ".txt", in_folder="metadata.csv"),
+    read=lambda path, _, speaker: read_table(path, speaker),
+)

@@ -1,10 +1,14 @@
 """One utterance of any form, before it becomes a ChatML sample."""
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ds_higgs.errors import UserError
+
+Item = TypeVar("Item")
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 
@@ -32,6 +36,49 @@ class Utterance:
         items = [item for content in contents if isinstance(content, list) for item in content]
         used = {Path(item["audio_url"]) for item in items if item["type"] == "audio"}
         return used | {self.audio} | ({self.reference} if self.reference else set())
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of what people have. `opening.FORMS` lists them all.
+
+    summary: of what a source of this form is, for `--help`.
+    find: the file or folder to read where a source is of this form by its name and content, else None.
+    read: every utterance of it. Takes the path, the folder for audio that lies inside it, and a speaker for all.
+    """
+
+    name: str
+    summary: str
+    find: Callable[[Path], Path | None]
+    read: Callable[[Path, Path, str | None], list[Utterance]]
+
+
+def collect(source: Path, items: Iterable[Item], build: Callable[[Item], Utterance], *, what: str) -> list[Utterance]:
+    """An utterance of each item.
+
+    Raises:
+        UserError: with every item (`what` names them: "lines") that cannot be used.
+    """
+    utterances, problems = [], []
+    for item in items:
+        try:
+            utterances.append(build(item))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError.from_problems(f"{source}: {len(problems)} {what} cannot be used:", problems)
+    return utterances
+
+
+def suffix_finder(*suffixes: str, in_folder: str | None = None) -> Callable[[Path], Path | None]:
+    """Finds files by suffix, and folders that hold a file named `in_folder`."""
+
+    def find(source: Path) -> Path | None:
+        if source.is_dir():
+            return source / in_folder if in_folder is not None and (source / in_folder).is_file() else None
+        return source if source.suffix.lower() in suffixes else None
+
+    return find
 
 
 def read_text(path: Path) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ds_higgs.cli.main import run
+from ds_higgs.commands.manifest import make_manifests
 from ds_higgs.data.build import build_dataset
-from ds_higgs.data.make_manifest import make_manifests, pick_references, split
+from ds_higgs.data.sources.splitting import pick_references, split
 from ds_higgs.data.sources.tables import read_table
 from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.errors import UserError

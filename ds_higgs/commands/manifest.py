@@ -1,0 +1,49 @@
+"""`ds-higgs manifest`: a manifest from what people have."""
+
+from pathlib import Path
+
+from ds_higgs.data.sources.opening import find_form, named_form, read_utterances
+from ds_higgs.data.sources.splitting import split
+from ds_higgs.data.sources.writing import SYSTEM_MESSAGE, Made, write_manifest
+from ds_higgs.errors import UserError
+
+
+def make_manifests(
+    source: Path,
+    out: Path,
+    *,
+    form: str | None = None,
+    share: float | None = None,
+    validation: Path | None = None,
+    seed: int = 0,
+    speaker: str | None = None,
+    system: str | None = None,
+) -> list[Made]:
+    """Write a manifest of `source` to `out`, and one of a held-out share beside it.
+
+    Args:
+        form: name of the source's form, where its own name does not tell.
+        share: of the utterances to hold out, 0 to 1; None holds out none.
+        validation: where their manifest goes; by default `out` with "-val" in its name.
+        speaker: of all utterances, whatever the source says.
+        system: text of the system message; None is the usual one, "" is none.
+
+    Raises:
+        UserError: the source cannot be used, or the flags do not fit together.
+    """
+    if share is not None and not 0 < share < 1:
+        raise UserError(f"--split: {share} found, expected a share between 0 and 1")
+    if share is None and validation is not None:
+        raise UserError("--val-out: needs --split")
+    found, path = find_form(source) if form is None else (named_form(form), source)
+    audio_folder = out.parent / f"{out.stem}_audio"
+    utterances = read_utterances(path, found, audio_folder=audio_folder, speaker=speaker)
+    system = SYSTEM_MESSAGE if system is None else system
+    if share is None:
+        return [write_manifest(out, utterances, seed=seed, system=system)]
+    training, held_out = split(utterances, share=share, seed=seed)
+    validation = validation or out.with_name(f"{out.stem}-val{out.suffix}")
+    return [
+        write_manifest(out, training, seed=seed, system=system),
+        write_manifest(validation, held_out, seed=seed, system=system),
+    ]

@@ -1,0 +1,42 @@
+"""Finds the form of what people bring and reads it. A new form is added to FORMS, and nowhere else."""
+
+from pathlib import Path
+
+from ds_higgs.data.sources import datasets_folder, metadata, pairs, swift, tables
+from ds_higgs.data.sources.utterance import Form, Utterance
+from ds_higgs.errors import UserError
+
+# The first that finds itself in a source is its form: a folder is read as recordings only where it is nothing else.
+FORMS: tuple[Form, ...] = (datasets_folder.FORM, metadata.FORM, swift.FORM, tables.FORM, pairs.FORM)
+
+
+def find_form(source: Path) -> tuple[Form, Path]:
+    """The form of `source` and the file or folder to read.
+
+    Raises:
+        UserError: it is missing, or no form fits.
+    """
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
+    for form in FORMS:
+        if (path := form.find(source)) is not None:
+            return form, path
+    expected = "; ".join(form.summary for form in FORMS)
+    raise UserError(f"{source}: unknown form; expected {expected} (or use --form)")
+
+
+def named_form(name: str) -> Form:
+    """The form of that name, one of FORMS."""
+    return next(form for form in FORMS if form.name == name)
+
+
+def read_utterances(source: Path, form: Form, *, audio_folder: Path, speaker: str | None) -> list[Utterance]:
+    """Every utterance of the source.
+
+    Raises:
+        UserError: with everything that cannot be used; or there is nothing.
+    """
+    utterances = form.read(source, audio_folder, speaker)
+    if not utterances:
+        raise UserError(f"{source}: no utterances found")
+    return utterances
