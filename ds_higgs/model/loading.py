@@ -9,7 +9,7 @@ from accelerate import init_empty_weights
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ds_higgs.errors import UserError
@@ -37,16 +37,30 @@ def resolve_base(base: str, revision: str | None) -> Path:
     if not folder.exists():
         folder = download(base, what="base checkpoint", revision=revision, files=_DOWNLOADED_FILES)
     _check_has_higgs_config(folder)
+    if (folder / "generation_config.json").exists():
+        read_json(folder / "generation_config.json")  # transformers goes on without one that is damaged
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
         raise UserError(f"{folder}: no weights: expected {' or '.join(_WEIGHT_FILES)}")
     return folder
 
 
 def read_model_config(base: Path) -> HiggsAudioConfig:
-    """Read `base`/config.json, in the original format whatever the file's."""
-    if native_format.is_native(base):
-        return native_format.read_original_config(base)
-    return HiggsAudioConfig.from_pretrained(base, local_files_only=True)
+    """Read `base`/config.json, in the original format whatever the file's.
+
+    Raises:
+        UserError: it lacks something, or holds what no model can be built from.
+    """
+    try:
+        if native_format.is_native(base):
+            return native_format.read_original_config(base)
+        config = HiggsAudioConfig.from_pretrained(base, local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # the config classes check little and raise of every kind
+        raise UserError(f"{base / 'config.json'}: not the config of a Higgs Audio model: {error!r}") from error
+    if not isinstance(config.text_config, PretrainedConfig):
+        raise UserError(f"{base / 'config.json'}: text_config is {config.text_config!r}, expected an object")
+    return config
 
 
 def read_config_only(base: str, revision: str | None) -> HiggsAudioConfig:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ds_higgs.errors import UserError
 from ds_higgs.files import hash_file
@@ -79,12 +80,24 @@ class CodecKind:
         """A folder of this kind, its weights fingerprinted.
 
         Raises:
-            UserError: the weights are missing.
+            UserError: the weights are missing or cut off, or the config's numbers make no sense.
             KeyError: the config lacks something.
         """
         if not (folder / self.weights).is_file():
             raise UserError(f"{folder}: the audio codec ({self.name}) has no {self.weights}")
-        return CodecSource(folder, self, self._identity(folder), **vars(self.read_geometry(config)))
+        geometry = self._checked_geometry(folder / "config.json", config)
+        _check_whole(folder / self.weights)
+        return CodecSource(folder, self, self._identity(folder), **vars(geometry))
+
+    def _checked_geometry(self, file: Path, config: Mapping[str, Any]) -> Geometry:
+        try:
+            geometry = self.read_geometry(config)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{file}: not the config of an audio codec ({self.name}): {error}") from error
+        for name, value in vars(geometry).items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+                raise UserError(f"{file}: the audio codec's {name} is {value!r}, expected a whole number above 0")
+        return geometry
 
     def _identity(self, folder: Path) -> str:
         digest = hashlib.sha256(f"ds_higgs codes {CODES_VERSION}\n".encode())
@@ -118,12 +131,32 @@ class CodecSource:
         return np.ceil(np.round(seconds * self.sampling_rate, 3) / self.hop_length).astype(np.int64)
 
     def load(self, device: torch.device | str = "cpu") -> AudioCodec:
-        """Load the weights; threads take turns."""
-        with _loading:
-            return self.kind.load(self, device)
+        """Load the weights; threads take turns.
+
+        Raises:
+            UserError: they cannot be read, or do not fit the config.
+        """
+        try:
+            with _loading:
+                return self.kind.load(self, device)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # transformers and boson's tokenizer raise of every kind for a damaged folder
+            raise UserError(f"{self.folder}: the audio codec cannot be loaded: {error}") from error
 
 
 def pad_to_hop(waveform: np.ndarray, hop_length: int) -> np.ndarray:
     """Zeros up to the next multiple of `hop_length`: part of what a clip's codes are, whatever is encoded beside it."""
     missing = -len(waveform) % hop_length
     return np.pad(waveform, (0, missing)) if missing else waveform
+
+
+def _check_whole(weights: Path) -> None:
+    """Compare a safetensors file's length with its header's, before a model has been loaded in vain."""
+    if weights.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights}: the audio codec's weights cannot be read: {error}") from error

@@ -2,9 +2,11 @@
 
 import builtins
 import json
+import shutil
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +220,33 @@ def test_codecs_loaded_in_threads_leave_new_models_their_initial_weights(codec_s
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: codec_source.load(), range(16)))
     assert transformers.modeling_utils._init_weights
+
+
+@pytest.fixture
+def codec_copy(tiny_base, tmp_path):
+    return Path(shutil.copytree(tiny_base / "codec", tmp_path / "codec"))
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_weights_that_are_cut_off_are_found_before_they_are_loaded(codec_copy, share):
+    weights = codec_copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: int(share * weights.stat().st_size)])
+    with pytest.raises(UserError, match=r"model.safetensors: the audio codec's weights cannot be read"):
+        describe_codec(codec_copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("downsampling_ratios", "", "config.json: not the config of an audio codec"),
+        ("sampling_rate", "x", "config.json: the audio codec's sampling_rate is 'x'"),
+        ("n_codebooks", -8, "config.json: the audio codec's num_codebooks is -8"),
+        ("codebook_dim", 1e300, "codec: the audio codec cannot be loaded"),
+        ("decoder_hidden_size", 1, "codec: the audio codec cannot be loaded"),
+    ],
+)
+def test_a_config_that_makes_no_codec_is_refused(codec_copy, key, value, message):
+    file = codec_copy / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=message):
+        load_codec(codec_copy)

@@ -56,6 +56,11 @@ def test_weights_arrive_in_the_dtype_asked_for(tiny_base: Path, dtype: torch.dty
         (lambda base: (base / "config.json").write_text("[]"), "expected a JSON object"),
         (lambda base: edit_config(base, model_type="llama"), "model_type is 'llama'"),
         (lambda base: (base / "model.safetensors").unlink(), "no weights"),
+        (lambda base: (base / "generation_config.json").write_text('{"a'), "generation_config.json: cannot be read"),
+        (
+            lambda base: (base / "generation_config.json").write_text("[]"),
+            "generation_config.json: expected a JSON obj",
+        ),
     ],
 )
 def test_a_folder_without_a_higgs_checkpoint_is_refused(base_copy: Path, break_it, message: str):
@@ -63,6 +68,13 @@ def test_a_folder_without_a_higgs_checkpoint_is_refused(base_copy: Path, break_i
     with pytest.raises(UserError, match=message) as raised:
         resolve_base(str(base_copy), None)
     assert str(base_copy) in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [5, [], {"rope_scaling": 5}])
+def test_a_config_that_makes_no_model_is_refused(base_copy: Path, value):
+    edit_config(base_copy, text_config=value)
+    with pytest.raises(UserError, match=r"config\.json: (text_config is|not the config of)"):
+        load_tokenizer(base_copy)
 
 
 def test_truncated_weights_are_refused(base_copy: Path):
