@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ds_higgs.errors import UserError
+from ds_higgs.preflight import is_installed
 
 BOSON = ("boson-multimodal", "0.1.1", "pip install --no-deps boson-multimodal==0.1.1")
 
@@ -109,13 +110,15 @@ def check_model() -> Iterator[Finding]:
 
 
 def check_optional() -> Iterator[Finding]:
-    """What makes training faster or smaller, where it is installed."""
+    """What makes training faster, smaller or followed elsewhere, where it is installed."""
     for module, purpose in (
         ("liger_kernel", "fused kernels (memory.kernels: liger)"),
         ("flash_attn", "memory.attention: flash_attention_2"),
         ("bitsandbytes", "4-bit base (model.quantization: nf4)"),
+        ("wandb", "logging.wandb"),
+        ("comet_ml", "logging.comet"),
     ):
-        there = importlib.util.find_spec(module) is not None
+        there = is_installed(module)
         yield Finding(module, "installed" if there else f"not installed; optional, for {purpose}")
 
 

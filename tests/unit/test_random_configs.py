@@ -41,7 +41,7 @@ def check(seeds, sound, folder):
         statuses[seed] = status_of(arguments)
     assert {seed: status for seed, status in statuses.items() if status not in (0, 2)} == {}
     shares = [list(statuses.values()).count(status) / len(statuses) for status in (0, 2)]
-    assert min(shares) > 0.2, f"sound and wrong: {shares}"
+    assert min(shares) > 0.1, f"sound and wrong: {shares}"
 
 
 def test_wild_configurations_end_well_or_with_status_2(sound, tmp_path, capsys):
