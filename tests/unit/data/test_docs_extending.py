@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from ds_higgs.commands.manifest import make_manifests
 from ds_higgs.data.build import build_dataset
-from ds_higgs.data.codec.source import opening as codecs
+from ds_higgs.data.codec import opening as codecs
 from ds_higgs.data.sources import opening as sources
 from tests.support.launching import ROOT
 
