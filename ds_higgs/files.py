@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -16,6 +17,9 @@ from typing import Any, TextIO
 
 from ds_higgs.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+SUPERSEDED_FOLDER = "superseded"  # what belongs to a future that a run went back from, or to an earlier run
 _PARTIAL_PREFIX = ".partial-"
 _REPLACED_PREFIX = ".replaced-"
 _READ_BYTES = 1 << 20
@@ -57,6 +61,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines; other lines are skipped with a warning. No file has no lines.
+
+    Only "\\n" ends a line: U+2028 may stand in a path. What follows the last one was cut off by a kill.
+    """
+    *lines, _ = file.read_bytes().split(b"\n") if file.is_file() else [b""]
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):  # UnicodeDecodeError too
+            values = None
+        if isinstance(values, dict):
+            yield values
+        else:
+            logger.warning("%s:%d: skipped: expected a JSON object", file, number)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -134,6 +155,17 @@ def settle_folder(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(Path(root))
+
+
+def set_aside(path: Path) -> None:
+    """Move a folder to `superseded/` beside it, under a name that nothing there has."""
+    shelf = path.parent / SUPERSEDED_FOLDER
+    shelf.mkdir(exist_ok=True)
+    number = 1
+    while (target := shelf / f"{path.name}-{number}").exists():
+        number += 1
+    path.rename(target)
+    logger.warning("moved %s to %s: the run went another way", path, target)
 
 
 def sync_folder(folder: Path) -> None:
