@@ -234,6 +234,9 @@ class CheckpointConfig(Section):
 
     save_steps: Count = Field(1000, description="Save every this many optimizer steps, and at the end.")
     keep_latest: Count = Field(3, description="Checkpoints kept.")
+    keep_adapters: Count | None = Field(
+        None, description="Adapters of steps kept, the newest; all if unset. final and best always stay."
+    )
     resume: PathText = Field("auto", description="auto: the run's newest complete checkpoint; never; or a path.")
     on_save_error: Literal["stop", "warn"] = Field("stop", description="At a save that fails: stop, or go on.")
 
@@ -265,6 +268,11 @@ class LoggingConfig(Section):
     wandb: Text | None = Field(None, description="Weights & Biases project; needs the wandb package.")
     comet: Text | None = Field(None, description="Comet project; needs the comet_ml package.")
     csv: bool = Field(False, description="CSV files in OUTPUT_DIR/csv.")
+
+    @classmethod
+    def silent(cls) -> "LoggingConfig":
+        """No tracker and no progress bar: for runs that only measure."""
+        return cls(log_steps=1, progress=False, tensorboard=False, wandb=None, comet=None, csv=False)
 
 
 class Config(Section):

@@ -52,6 +52,15 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     source = "command line" if path is None else f"{path} (with the command line's changes)"
     for key, value in overrides.items():
         _set(values, key, value)
+    return validate_config(values, source=source)
+
+
+def validate_config(values: Mapping[str, Any], *, source: str) -> Config:
+    """The configuration that `values` hold, by section.
+
+    Raises:
+        UserError: with every mistake, each naming its key; `source` is where the values come from.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:

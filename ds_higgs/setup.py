@@ -22,6 +22,7 @@ from ds_higgs.job.distributed import Ranks, logger
 from ds_higgs.model.generation import Sampling
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 from ds_higgs.preflight import check_folder_writable
+from ds_higgs.run_folder import RunFolder
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.speech.samples import Speaker, choose_prompts
 
@@ -98,7 +99,7 @@ def encoding_progress(manifest: Path, *, enabled: bool) -> Iterator[Progress]:
 def list_rejected(run_dir: Path, *datasets: HiggsDataset) -> None:
     """Write rejected.jsonl: the samples that were left out, each with the reasons."""
     for dataset in datasets:
-        write_rejected(run_dir / "rejected.jsonl", dataset.manifest, dataset.rejected)
+        write_rejected(RunFolder(run_dir).rejected_file, dataset.manifest, dataset.rejected)
 
 
 def build_train_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:

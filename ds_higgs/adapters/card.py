@@ -1,51 +1,19 @@
-"""The README.md of an exported adapter or model: what it is, what it was trained on, how to use it."""
+"""The README.md of an exported adapter or model: what it is, what it was trained on, how to use it.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+Names and texts come from folders and files: none of them may end a code block, become code, or become HTML.
+"""
+
+import re
+from typing import Literal
 
 import yaml
 
 from ds_higgs import __version__
-from ds_higgs.run_folder import RunFolder
+from ds_higgs.adapters.record import AdapterRecord
 
 # The licence of the released base checkpoint, which what is trained from it inherits.
 BASE_LICENCE = "other"
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """What a run did up to the exported step.
-
-    losses: of the last validation up to then (training, where there was none).
-    """
-
-    steps: int
-    samples: int
-    audio_targets: int
-    losses: Mapping[str, float]
-    losses_are_of: str
-    config: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, run: RunFolder, step: int | None) -> "TrainingFacts":
-        """The facts of `run` at `step` (None: its last)."""
-        last = run.last_step if step is None else step
-        steps = [line for line in run.events("step") if line["step"] <= last]
-        evals = [line for line in run.events("eval") if line["step"] <= last]
-        newest = (evals or steps or [{}])[-1]
-        return cls(
-            steps=last,
-            samples=sum(line["num_samples"] for line in steps),
-            audio_targets=sum(line["num_audio_targets"] for line in steps),
-            losses={name: newest[name] for name in ("loss", "text_loss", "audio_loss") if name in newest},
-            losses_are_of="validation" if evals else "training",
-            config=run.config,
-        )
-
-    def speech_hours(self, *, num_codebooks: int, frames_per_second: float) -> float:
-        """Hours of speech trained on, every pass counted."""
-        return self.audio_targets / num_codebooks / frames_per_second / 3600
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&])")
 
 
 def write_card(
@@ -75,27 +43,68 @@ def write_card(
         "tags": ["higgs-audio", "text-to-speech", "voice-cloning"] + ([] if merged else ["lora"]),
     }
     kind = "The base model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter"
-    origin = f"`{base}`" + (f" at revision `{revision}`" if revision else "")
+    origin = code_span(base) + (f" at revision {code_span(revision)}" if revision else "")
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
-        f"# {title}",
+        f"# {plain(title)}",
         f"{kind} for Higgs Audio v2, made from {origin} with ds_higgs {__version__}.",
         "## Use",
-        f"```python\n{usage.strip()}\n```",
+        code_block(usage, "python"),
     ]
     if facts:
         parts += ["## Training", "\n".join(f"- {fact}" for fact in facts)]
     if config:
-        parts += ["<details><summary>Configuration</summary>", f"```yaml\n{config.strip()}\n```", "</details>"]
+        parts += ["<details><summary>Configuration</summary>", code_block(config, "yaml"), "</details>"]
     return "\n\n".join(parts) + "\n"
 
 
-def describe(facts: TrainingFacts, *, num_codebooks: int, frames_per_second: float) -> list[str]:
-    """The facts as lines of text."""
-    hours = facts.speech_hours(num_codebooks=num_codebooks, frames_per_second=frames_per_second)
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in facts.losses.items())
-    return [
-        f"{facts.steps:,} optimizer steps over {facts.samples:,} samples (every pass counted)",
-        f"{hours:.2f} hours of target speech (every pass counted)",
-        f"last {facts.losses_are_of} losses: {losses}" if losses else "no loss was recorded",
+def write_usage(
+    *, title: str, base: str, revision: str | None, merged: bool, layout: Literal["original", "transformers"]
+) -> str:
+    """Python code that loads the export `title`; names from outside stand in it as string literals alone."""
+    if layout == "transformers":
+        model_class, module = "HiggsAudioV2ForConditionalGeneration", "transformers"
+    else:
+        model_class, module = "HiggsAudioModel", "boson_multimodal.model.higgs_audio"
+    arguments = repr(title) if merged else repr(base) + (f", revision={revision!r}" if revision else "")
+    lines = [f"from {module} import {model_class}", f"model = {model_class}.from_pretrained({arguments})"]
+    if not merged:
+        lines = ["import torch.distributed.tensor  # before PEFT", "from peft import PeftModel", *lines]
+        lines.append(f"model = PeftModel.from_pretrained(model, {title!r})")
+    return "\n".join(lines)
+
+
+def describe(record: AdapterRecord, *, num_codebooks: int, frames_per_second: float) -> list[str]:
+    """What made an adapter, as lines of text."""
+    facts = [
+        f"{record.step:,} optimizer steps over {record.samples:,} samples (every pass counted), seed {record.seed}"
     ]
+    if record.audio_targets is not None:
+        hours = record.audio_targets / num_codebooks / frames_per_second / 3600
+        facts.append(f"{hours:.2f} hours of target speech (every pass counted)")
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in record.losses.items())
+    facts.append(f"last {record.losses_are_of} losses: {losses}" if losses else "no loss was recorded")
+    return facts
+
+
+def plain(text: str) -> str:
+    """`text` on one line of Markdown, nothing in it read as Markdown or HTML."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def code_span(text: str) -> str:
+    """`text` as inline code, on one line."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + _longest_run_of_backticks(text))
+    padding = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{padding}{text}{padding}{fence}"
+
+
+def code_block(text: str, language: str) -> str:
+    """`text` as a block of code, which nothing in it can end."""
+    fence = "`" * max(3, 1 + _longest_run_of_backticks(text))
+    return f"{fence}{language}\n{text.strip()}\n{fence}"
+
+
+def _longest_run_of_backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

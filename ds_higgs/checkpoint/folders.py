@@ -1,30 +1,22 @@
 """The folder of a run's checkpoints: names, publication by rename, retention, and what a killed save left behind."""
 
-import logging
 import shutil
 from pathlib import Path
 
 from ds_higgs.checkpoint.marker import Marker, MarkerError, read_marker
-from ds_higgs.files import begin_folder, mend_folders, publish_folder, write_atomically
-
-logger = logging.getLogger(__name__)
+from ds_higgs.files import begin_folder, mend_folders, publish_folder, set_aside, write_atomically
+from ds_higgs.run_folder import RunFolder, step_name, step_of
 
 LATEST_NAME = "latest"
-SUPERSEDED_NAME = "superseded"  # checkpoints of a future that the run went back from
-_STEP_PREFIX = "step-"
 
 
 def checkpoints_folder(run_dir: Path) -> Path:
-    return run_dir / "checkpoints"
-
-
-def step_name(step: int) -> str:
-    return f"{_STEP_PREFIX}{step:08d}"
+    return RunFolder(run_dir).checkpoints
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """All that are named like a checkpoint, complete or not, newest step first."""
-    named = [path for path in folder.glob(f"{_STEP_PREFIX}*") if path.name[len(_STEP_PREFIX) :].isdigit()]
+    named = [path for path in folder.glob("step-*") if step_of(path.name) is not None]
     return sorted(named, key=_step_of, reverse=True)
 
 
@@ -54,7 +46,7 @@ def retain(folder: Path, *, newest: Path, keep_latest: int) -> None:
     """
     for path in list_checkpoints(folder):
         if _step_of(path) > _step_of(newest):
-            _set_aside(path)
+            set_aside(path)
     complete = {path: marker for path in list_checkpoints(folder) if (marker := _marker_if_complete(path))}
     kept = set(list(complete)[:keep_latest]) | _best(complete)
     for path in set(complete) - kept:
@@ -64,23 +56,13 @@ def retain(folder: Path, *, newest: Path, keep_latest: int) -> None:
 def set_all_aside(folder: Path) -> None:
     """Move every checkpoint of an earlier run into `superseded/`, for a run that starts anew in the same folder."""
     for path in list_checkpoints(folder):
-        _set_aside(path)
+        set_aside(path)
     (folder / LATEST_NAME).unlink(missing_ok=True)
 
 
 def _best(complete: dict[Path, Marker]) -> set[Path]:
     losses = {path: marker.validation_loss for path, marker in complete.items() if marker.validation_loss is not None}
     return {min(losses, key=lambda path: losses[path])} if losses else set()
-
-
-def _set_aside(path: Path) -> None:
-    shelf = path.parent / SUPERSEDED_NAME
-    shelf.mkdir(exist_ok=True)
-    number = 1
-    while (target := shelf / f"{path.name}-{number}").exists():
-        number += 1
-    path.rename(target)
-    logger.warning("moved %s to %s: it is from a later step than this run's", path, target)
 
 
 def _marker_if_complete(path: Path) -> Marker | None:
@@ -91,4 +73,6 @@ def _marker_if_complete(path: Path) -> Marker | None:
 
 
 def _step_of(path: Path) -> int:
-    return int(path.name[len(_STEP_PREFIX) :])
+    step = step_of(path.name)
+    assert step is not None, path
+    return step

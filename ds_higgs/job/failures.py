@@ -21,8 +21,8 @@ from types import TracebackType
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from ds_higgs.errors import UserError
+from ds_higgs.run_folder import FAILURE_FILE
 
-FAILURE_FILE = "failure.txt"
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 20.0  # without a beat a rank counts as dead
 ROOT_CAUSE_SECONDS = 4.0  # that a broken collective waits for news of the rank that broke it, on one machine

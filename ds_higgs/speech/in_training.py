@@ -8,12 +8,11 @@ import soundfile
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
-from ds_higgs.checkpoint.folders import step_name
 from ds_higgs.job.distributed import Ranks
+from ds_higgs.run_folder import RunFolder, step_name
 from ds_higgs.speech.measures import average
 from ds_higgs.speech.samples import FixedPrompt, Speaker, speak_all
 
-SAMPLES = "samples"
 # Of the rows of one step: what is averaged.
 _AVERAGED = ("code_accuracy", "duration_ratio", "silence_share", "mel_cepstral_distance")
 
@@ -36,7 +35,7 @@ class Listener:
 
         Draws nothing from the random state of training.
         """
-        folder = self.run_dir / SAMPLES
+        folder = RunFolder(self.run_dir).samples
         self._speaker.save_originals(folder, self._own)
         rows = speak_all(engine.module.higgs, self._own, self._speaker, folder / step_name(step))
         for row in rows:
@@ -53,7 +52,7 @@ class Listener:
 
 def summarise_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Averages over the rows of one step, and the share that the model ended itself."""
-    plain = [{key: row[key] for key in _AVERAGED} | {"stop_rate": row["stopped_by"] == "eos"} for row in rows]
+    plain = [{key: row.get(key) for key in _AVERAGED} | {"stop_rate": row.get("stopped_by") == "eos"} for row in rows]
     return average(plain)
 
 

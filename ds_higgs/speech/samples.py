@@ -17,11 +17,10 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.model.generation import Sampling, evaluation_mode, generate_codes, max_frames_for
 from ds_higgs.model.loading import HiggsAudioModel
 from ds_higgs.model.lora import unwrap
+from ds_higgs.run_folder import REFERENCES, TARGETS
 from ds_higgs.speech.accuracy import measure_accuracy
 from ds_higgs.speech.measures import measure_speech
 from ds_higgs.speech.prompts import Prompt, collate_prompt, cut_prompt
-
-TARGETS, REFERENCES = "target", "reference"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import torch
 from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
+from ds_higgs.files import read_json_lines, write_atomically
 from ds_higgs.job.distributed import logger
+from ds_higgs.run_folder import is_event
 from ds_higgs.training.train_step import StepResult
 
 
@@ -33,14 +35,11 @@ class MetricsFile:
             file.write(line + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after `step`, and an unfinished last line: the run goes on from there."""
+        """Drop the lines after `step`, and with a warning those that are damaged: the run goes on from there."""
         if not self.enabled or not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and _keep(json.loads(line), step)]
-        rewritten = self.path.with_suffix(".jsonl.tmp")
-        rewritten.write_text("".join(kept), encoding="utf-8")
-        rewritten.replace(self.path)
+        kept = [line for line in read_json_lines(self.path) if is_event(line) and _keep(line, step)]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 class StepTimer:

@@ -1,7 +1,6 @@
 """The training run: set-up, loop, and what happens every so many steps."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ from deepspeed import DeepSpeedEngine
 from safetensors import SafetensorError
 
 from ds_higgs import setup
+from ds_higgs.adapters.record import AdapterRecord
 from ds_higgs.adapters.saving import save_adapter
 from ds_higgs.batch import Batch
 from ds_higgs.checkpoint import (
@@ -23,7 +23,7 @@ from ds_higgs.checkpoint import (
     save_checkpoint,
 )
 from ds_higgs.config import Config
-from ds_higgs.config_file import fixed_values, resolved, write_config
+from ds_higgs.config_file import fixed_values, resolved
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import write_json
 from ds_higgs.job import distributed
@@ -35,6 +35,7 @@ from ds_higgs.job.stopping import StopRequests
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
 from ds_higgs.preflight import check_trackers
+from ds_higgs.run_folder import BEST, FINAL, RunFolder, step_name
 from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.training.best import Best
 from ds_higgs.training.engine import (
@@ -45,8 +46,9 @@ from ds_higgs.training.engine import (
     log_parameters,
 )
 from ds_higgs.training.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
+from ds_higgs.training.position import Position
 from ds_higgs.training.train_step import LossWeights, NonFiniteError, StepResult, train_step
-from ds_higgs.training.validation import evaluate
+from ds_higgs.training.validation import build_loss_weights, evaluate
 from ds_higgs.training.zero import build_deepspeed_config
 
 
@@ -80,17 +82,6 @@ class Outcome(Enum):
     NO_BETTER = "no better"
 
 
-@dataclass
-class Position:
-    """How far a run is; part of every checkpoint."""
-
-    step: int = 0
-    samples_seen: int = 0
-    tokens_seen: int = 0
-    skipped_steps: int = 0  # without an update, for a loss or gradient that was not finite
-    validation_loss: float | None = None  # of the last validation
-
-
 class Trainer:
     """A run in progress: what it trains, where it is, what it writes."""
 
@@ -116,10 +107,11 @@ class Trainer:
         self.listener = listener
         self.weights = weights
         self.total_steps = total_steps
+        self._resolved = resolved(config)
         self.position = Position()
         self.best = Best(config.eval.best_by, config.eval.patience)
-        self.run_dir = config.run.output_dir
-        self.metrics = MetricsFile(self.run_dir / "metrics.jsonl", enabled=ranks.is_main)
+        self.folder = RunFolder(config.run.output_dir)
+        self.metrics = MetricsFile(self.folder.metrics_file, enabled=ranks.is_main)
 
     @classmethod
     def set_up(cls, config: Config, ranks: Ranks, stop_requests: StopRequests) -> "Trainer":
@@ -135,12 +127,7 @@ class Trainer:
         check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork)
         base = resolve_base(config.model.base, config.model.revision)
         rules = setup.build_sample_rules(config.data, base)
-        weights = LossWeights.build(
-            text=config.loss.text_weight,
-            audio=config.loss.audio_weight,
-            codebooks=config.loss.codebook_weights,
-            num_codebooks=rules.layout.num_codebooks,
-        )
+        weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
         train_set = setup.build_dataset(config, config.data.train_manifest, rules, ranks)
         train_loader = setup.build_train_loader(config, train_set, rules, ranks)
         datasets = [train_set]
@@ -174,7 +161,7 @@ class Trainer:
         # 3. Where the run goes on, and its folder.
         if checkpoint is not None:
             trainer.resume(checkpoint)
-        distributed.on_main_rank(lambda: write_run_folder(config, deepspeed_config))
+        distributed.on_main_rank(lambda: trainer.take_over_folder(deepspeed_config, starts_anew=checkpoint is None))
         trainer.metrics.rewind(trainer.position.step if checkpoint is not None else -1)
         distributed.on_main_rank(lambda: setup.list_rejected(config.run.output_dir, *datasets))
         if checkpoint is not None:
@@ -212,7 +199,7 @@ class Trainer:
             outcome = Outcome.NO_BETTER
         self.metrics.write("end", step=self.position.step, reason=outcome.value)
         if outcome is not Outcome.STOPPED:
-            logger.info("%s: the adapter is in %s", outcome.value, self.run_dir / "adapters" / "final")
+            logger.info("%s: the adapter is in %s", outcome.value, self.folder.adapters / FINAL)
         return outcome
 
     def train_one_step(self, epoch: int, micro_batches: list[Batch], timer: StepTimer) -> tuple[dict[str, Any], bool]:
@@ -235,9 +222,7 @@ class Trainer:
             self._record_non_finite(micro_batches, result)
             self.position.skipped_steps += 1
         num_samples, num_tokens, stop_requests = (int(total) for total in result.extra)
-        self.position.step += 1
-        self.position.samples_seen += num_samples
-        self.position.tokens_seen += num_tokens
+        self.position.advance(samples=num_samples, tokens=num_tokens, audio_targets=result.num_audio_targets)
         values = step_values(
             result,
             epoch=epoch,
@@ -246,6 +231,7 @@ class Trainer:
             num_tokens=num_tokens,
             seconds=timer.stop(),
         )
+        self.position.remember_losses(values, "training")
         self.metrics.write("step", step=self.position.step, **values, skipped_steps=self.position.skipped_steps)
         if self.position.step % self.config.logging.log_steps == 0:
             shown = ("loss", "text_loss", "audio_loss", "learning_rate", "grad_norm", "tokens_per_second")
@@ -267,7 +253,7 @@ class Trainer:
             values["text_loss"],
             values["audio_loss"],
         )
-        self.position.validation_loss = values["loss"]
+        self.position.remember_losses(values, "validation")
         self.metrics.write("eval", step=self.position.step, **values)
         shown = ("loss", "text_loss", "audio_loss")
         track(self.engine, self.position.step, {f"val/{name}": values[name] for name in shown})
@@ -284,7 +270,7 @@ class Trainer:
         values = summarise_rows(rows)
         logger.info("step %d: %d samples, %.0f %% ended by the model", step, len(rows), 100 * values["stop_rate"])
         track(self.engine, step, {f"samples/{name}": value for name, value in values.items()})
-        log_audio(self.engine, self.run_dir, rows, step)
+        log_audio(self.engine, self.folder.path, rows, step)
         self._keep_best(values)
 
     @property
@@ -295,7 +281,7 @@ class Trainer:
     def _keep_best(self, values: dict[str, Any]) -> None:
         """Save the adapter as adapters/best where an evaluation is the best so far, by `eval.best_by`."""
         if self.best.update(values, step=self.position.step):
-            self._save_adapter("best")
+            self._save_adapter(BEST)
             self.metrics.write("best", step=self.position.step, measure=self.best.measure, value=self.best.value)
 
     def save(self, *, may_fail: bool) -> None:
@@ -306,21 +292,22 @@ class Trainer:
         """
         step = self.position.step
         try:
-            for name in [f"step-{step:08d}"] + (["final"] if self.finished else []):
+            for name in [step_name(step)] + ([FINAL] if self.finished else []):
                 self._save_adapter(name)
             folder = self._save_checkpoint()
+            distributed.on_main_rank(lambda: self.folder.prune_adapters(keep=self.config.checkpoint.keep_adapters))
         except (OSError, SafetensorError) as error:
             if not may_fail:
                 raise
             logger.warning("%s; going on without it", error)
             self.metrics.write("save_error", step=step, message=str(error))
             return
-        self.metrics.write("checkpoint", step=step, folder=str(folder.relative_to(self.run_dir)))
+        self.metrics.write("checkpoint", step=step, folder=str(folder.relative_to(self.folder.path)))
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of this run, or of another one."""
         state, random_state = load_checkpoint(self.engine, path, fixed=fixed_values(self.config))
-        self.position = Position(**state["position"])
+        self.position = Position.from_state(state["position"])
         self.best.load_state_dict(state["best"])
         self.train_loader.load_state_dict(state["loader"])
         if random_state is None:
@@ -329,16 +316,25 @@ class Trainer:
             restore_random_state(random_state)
         logger.info("going on from %s", path)
 
+    def take_over_folder(self, deepspeed_config: dict[str, Any], *, starts_anew: bool) -> None:
+        """Make the run's folder this start's own: its configuration in it, adapters of what it supersedes aside."""
+        self.folder.begin(self.config, deepspeed_config)
+        self.folder.set_adapters_aside(
+            reached=-1 if starts_anew else self.position.step,
+            finished=self.finished,
+            best_step=None if self.best.value is None else self.best.step,
+        )
+
     def _save_checkpoint(self) -> Path:
         return save_checkpoint(
             self.engine,
-            self.run_dir,
+            self.folder.path,
             step=self.position.step,
             state={
                 "position": vars(self.position),
                 "loader": self.train_loader.state_dict(),
                 "best": self.best.state_dict(),
-                "config": resolved(self.config),
+                "config": self._resolved,
             },
             rank_state=capture_random_state(),
             keep_latest=self.config.checkpoint.keep_latest,
@@ -349,9 +345,10 @@ class Trainer:
     def _save_adapter(self, name: str) -> None:
         save_adapter(
             self.engine,
-            self.run_dir / "adapters" / name,
-            base=resolved(self.config)["model"]["base"],
+            self.folder.adapters / name,
+            base=self._resolved["model"]["base"],
             revision=self.config.model.revision,
+            record=AdapterRecord.of(vars(self.position), self._resolved, where="the run"),
         )
 
     def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:
@@ -379,13 +376,4 @@ class Trainer:
             **eval_values(result),
             "grad_norm": result.grad_norm,
         }
-        path = self.run_dir / f"nonfinite-step-{step:08d}-rank-{self.ranks.rank:05d}.json"
-        write_json(path, json_values(record))
-
-
-def write_run_folder(config: Config, deepspeed_config: dict[str, Any]) -> None:
-    """OUTPUT_DIR with config.yaml and ds_config.json."""
-    folder = config.run.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder / "config.yaml")
-    write_json(folder / "ds_config.json", deepspeed_config)
+        write_json(self.folder.nonfinite_file(step, self.ranks.rank), json_values(record))

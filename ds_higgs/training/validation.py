@@ -6,9 +6,20 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from ds_higgs.batch import Batch
+from ds_higgs.config import LossConfig
 from ds_higgs.job import distributed
 from ds_higgs.losses import build_targets
 from ds_higgs.training.train_step import LossWeights, StepModule, StepResult, summarise
+
+
+def build_loss_weights(config: LossConfig, *, num_codebooks: int) -> LossWeights:
+    """The weights by which losses are summed up, in training and wherever its losses are computed again."""
+    return LossWeights.build(
+        text=config.text_weight,
+        audio=config.audio_weight,
+        codebooks=config.codebook_weights,
+        num_codebooks=num_codebooks,
+    )
 
 
 @torch.no_grad()

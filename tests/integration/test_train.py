@@ -129,6 +129,13 @@ def test_a_run_on_two_ranks_leaves_what_it_promises(arguments, tmp_path):
         "step-00000008",
         "step-00000009",
     ]
+    record = json.loads((run_dir / "adapters" / "final" / "training.json").read_text())
+    assert {**record, "losses": None, "config": None} == {
+        **{"step": 9, "seed": 0, "samples": 72, "losses": None, "losses_are_of": "validation", "config": None},
+        "audio_targets": sum(line["num_audio_targets"] for line in found),
+    }
+    assert record["losses"] == {key: events(run_dir, "eval")[-1][key] for key in ("loss", "text_loss", "audio_loss")}
+    assert record["config"] == yaml.safe_load((run_dir / "config.yaml").read_text())
     given = json.loads((run_dir / "ds_config.json").read_text())
     assert given["zero_optimization"]["stage"] == 2
     assert given["bf16"]["enabled"] is True
@@ -149,19 +156,29 @@ def test_every_launcher_trains(launcher, arguments, tmp_path):
 def test_resuming_gives_the_same_losses_bit_for_bit(arguments, tmp_path):
     """Two ranks, bf16, dropout on, data workers; stopped in the middle of an epoch."""
     common = {"data__num_workers": 1, "lora__dropout": 0.2, "run__epochs": 2, "checkpoint__save_steps": 2}
+    common["checkpoint__keep_adapters"] = 2
     train(launching.deepspeed(2, "--module", "ds_higgs", *arguments("whole", **common)))
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     for step in (4, 6):  # as if it had been killed at step 3
         shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"step-{step:08d}")
-    shutil.rmtree(tmp_path / "parts" / "adapters")
+    (tmp_path / "parts" / "failure.txt").write_text("killed")
 
     train(launching.deepspeed(2, "--module", "ds_higgs", *arguments("parts", **common)))
 
     assert steps(tmp_path / "parts") == steps(tmp_path / "whole")
     assert len(steps(tmp_path / "whole")) == 6
     assert events(tmp_path / "parts", "resume")[0]["step"] == 2
-    final = "adapters/final/adapter_model.safetensors"
-    assert (tmp_path / "parts" / final).read_bytes() == (tmp_path / "whole" / final).read_bytes()
+    for file in ("adapters/final/adapter_model.safetensors", "adapters/step-00000006/adapter_model.safetensors"):
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    records = [json.loads((tmp_path / run / "adapters/final/training.json").read_text()) for run in ("parts", "whole")]
+    assert {**records[0], "config": None} == {**records[1], "config": None}
+    left = [sorted(path.name for path in (tmp_path / run / "adapters").iterdir()) for run in ("whole", "parts")]
+    assert left[0] == ["final", "step-00000004", "step-00000006"]
+    assert left[1] == [*left[0], "superseded"]
+    aside = sorted(path.name for path in (tmp_path / "parts" / "adapters" / "superseded").iterdir())
+    assert aside == ["final-1", "step-00000004-1", "step-00000006-1"]
+    assert not (tmp_path / "parts" / "failure.txt").exists()
+    assert (tmp_path / "parts" / "failure-mended.txt").read_text() == "killed"
 
 
 @pytest.mark.slow

@@ -30,14 +30,22 @@ def write_adapter(base: Path, folder: Path, *, seed: int) -> None:
     model.save_pretrained(folder)
 
 
-def write_run(folder: Path, base: Path, *, val_manifest: Path | None = None) -> None:
-    """A run with adapters of steps 5 and 10, a final one, and a metrics.jsonl whose last line was cut off."""
+def write_run(folder: Path, base: Path, *, val_manifest: Path | None = None, **data: Any) -> None:
+    """A run of the version before adapters had records: adapters of steps 5 and 10, a final one, its metrics.
+
+    data: further keys of the configuration's data.
+    """
     for name, seed in (("step-00000005", 5), ("step-00000010", 10), ("final", 10)):
         write_adapter(base, folder / "adapters" / name, seed=seed)
     config = {
-        "run": {"output_dir": str(folder)},
+        "run": {"output_dir": str(folder), "seed": 0},
         "model": {"base": str(base), "revision": None},
-        "data": {"val_manifest": None if val_manifest is None else str(val_manifest)},
+        "data": {
+            "train_manifest": str(folder / "train.json"),
+            "val_manifest": None if val_manifest is None else str(val_manifest),
+            **data,
+        },
+        "loss": {"text_weight": 0.5, "audio_weight": 2.0},
         "optim": {"learning_rate": 0.005},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -45,9 +53,10 @@ def write_run(folder: Path, base: Path, *, val_manifest: Path | None = None) -> 
 
 
 def write_metrics(path: Path) -> None:
-    """Steps 5 and 10, an evaluation at step 5, and half a line."""
+    """Steps 5 and 10, an evaluation at step 5, the end, and half a line."""
     lines: list[dict[str, Any]] = [
         {"event": "step", "step": step, "num_samples": 8, "num_audio_targets": 72_000, "loss": 9.0} for step in (5, 10)
     ]
     lines.append({"event": "eval", "step": 5, "loss": 7.0, "text_loss": 3.0, "audio_loss": 4.0})
+    lines.append({"event": "end", "step": 10, "reason": "done"})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "step", "st')

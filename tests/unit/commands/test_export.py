@@ -1,13 +1,18 @@
 """What an export writes, from a run's folder or an adapter's: it loads, it says where it comes from, it is whole."""
 
+import ast
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
+from ds_higgs.adapters.card import write_card, write_usage
 from ds_higgs.adapters.merging import load_adapter, merge_adapter
 from ds_higgs.commands.export import export
 from ds_higgs.errors import UserError
@@ -44,6 +49,87 @@ def test_the_final_adapter_is_taken_unless_a_step_is_named(run: Path, tmp_path: 
     assert_same(read_adapter(tmp_path / "five"), read_adapter(run / "adapters" / "step-00000005"))
     with pytest.raises(UserError, match="no adapter of step 7; found steps: 5, 10"):
         export(run, tmp_path / "seven", step=7)
+
+
+def write_record(adapter: Path, **values) -> None:
+    record = {"step": 5, "seed": 7, "samples": 40, "audio_targets": 720_000, "losses": {"loss": 1.5}}
+    config = {"run": {"seed": 7, "output_dir": "out"}, "optim": {"learning_rate": 0.25}}
+    record |= {"losses_are_of": "validation", "config": config, **values}
+    (adapter / "training.json").write_text(json.dumps(record))
+
+
+@pytest.fixture
+def extended(run: Path, tmp_path: Path) -> Path:
+    """The run, gone on past its end at step 10 and stopped at step 15; its final adapter is still there."""
+    folder = tmp_path / "extended"
+    shutil.copytree(run, folder)
+    shutil.copytree(run / "adapters" / "step-00000005", folder / "adapters" / "step-00000015")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]
+    lines = [line for line in lines if line["event"] != "end"]  # a run that goes on takes it back
+    lines += [dict(lines[0], step=15), {"event": "end", "step": 15, "reason": "stopped"}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_final_adapter_that_the_run_has_left_behind_is_not_taken(extended: Path, tmp_path: Path, recorded: bool):
+    if recorded:
+        write_record(extended / "adapters" / "final", step=10)
+        write_record(extended / "adapters" / "step-00000015", step=15)
+    export(extended, tmp_path / "out")
+    assert_same(read_adapter(tmp_path / "out"), read_adapter(extended / "adapters" / "step-00000015"))
+    assert "15 optimizer steps" in (tmp_path / "out" / "README.md").read_text()
+    export(extended, tmp_path / "ten", step=10)
+    assert_same(read_adapter(tmp_path / "ten"), read_adapter(extended / "adapters" / "step-00000010"))
+
+
+def test_the_card_tells_what_the_adapter_records_wherever_it_is(run: Path, tmp_path: Path):
+    """Its run has started anew since: other steps, another seed."""
+    aside = tmp_path / "run" / "adapters" / "superseded" / "final-1"
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run / "adapters" / "final", aside)
+    for adapter in (aside, tmp_path / "run" / "adapters" / "step-00000010"):
+        write_record(adapter)
+        export(adapter, tmp_path / adapter.name)
+        card = (tmp_path / adapter.name / "README.md").read_text()
+        assert "5 optimizer steps over 40 samples (every pass counted), seed 7" in card
+        assert "1.00 hours" in card
+        assert "last validation losses: loss 1.5000" in card
+        assert "learning_rate: 0.25" in card
+        assert not (tmp_path / adapter.name / "training.json").exists()
+
+
+def test_a_damaged_record_is_left_out_with_a_warning(extended: Path, tmp_path: Path, caplog):
+    for name, text in (("final", "{"), ("step-00000015", '{"step": -1}')):
+        (extended / "adapters" / name / "training.json").write_text(text)
+    export(extended, tmp_path / "out")
+    assert_same(read_adapter(tmp_path / "out"), read_adapter(extended / "adapters" / "step-00000015"))
+    assert "training.json" in caplog.text
+
+
+EVIL = 'x"); import os; os.system("touch owned"); ("'
+BREAKING = "a`b``c```d\n```\n# heading <img src=x> [link](y) *z*"
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize("name", [EVIL, BREAKING])
+@pytest.mark.parametrize("merged", [False, True])
+def test_names_in_the_card_stay_names(name: str, layout, merged: bool):
+    usage = write_usage(title=name, base=name, revision=name, merged=merged, layout=layout)
+    assert {node.value for node in ast.walk(ast.parse(usage)) if isinstance(node, ast.Constant)} == {name}
+    calls = [node.func for node in ast.walk(ast.parse(usage)) if isinstance(node, ast.Call)]
+    assert all(isinstance(call, ast.Attribute) and call.attr == "from_pretrained" for call in calls)
+    config = yaml.safe_dump({"data": {"train_manifest": name}}, default_style="|")
+    options = {"title": name, "base": name, "revision": name, "licence": name, "merged": merged}
+    card = write_card(**options, usage=usage, facts=["a fact"], config=config)
+    _, header, body = re.split(r"^---\n", card, maxsplit=2, flags=re.MULTILINE)
+    assert (yaml.safe_load(header)["base_model"], yaml.safe_load(header)["license"]) == (name, name)
+    tokens = MarkdownIt("commonmark").parse(body)
+    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h1", "h2", "h2"]
+    assert [token.content.strip() for token in tokens if token.type == "fence"] == [usage.strip(), config.strip()]
+    inline = [child for token in tokens if token.type == "inline" for child in token.children]
+    assert {child.type for child in inline} <= {"text", "code_inline"}
+    assert [child.content for child in inline if child.type == "code_inline"] == [" ".join(name.split())] * 2
 
 
 def test_an_exported_adapter_loads_on_its_base(run: Path, tiny_base: Path, tmp_path: Path):
