@@ -24,7 +24,7 @@ def add_commands(add_command: AddCommand) -> None:
     export = add_command("export", _export, "write a run's adapter, or the model merged with it")
     export.add_argument("source", type=Path, metavar="RUN", help="a run's folder, a checkpoint of it, or an adapter")
     export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder to write")
-    export.add_argument("--step", type=count_or_zero, help="the adapter of this step (the final one, else the newest)")
+    export.add_argument("--step", type=count_or_zero, help="the adapter of this step (the final or a newer one)")
     export.add_argument("--merge", action="store_true", help="the whole model rather than the adapter")
     export.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the merged model (bf16)")
     export.add_argument(
@@ -74,7 +74,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="base checkpoint, folder or hub id (the one that the adapter names)")
     parser.add_argument("--revision", help="of a hub repository")
     parser.add_argument(
-        "--step", type=count_or_zero, help="of a run: the adapter of this step (the final one, else the newest)"
+        "--step", type=count_or_zero, help="of a run: the adapter of this step (the final or a newer one)"
     )
     parser.add_argument("--codec", help="audio codec, folder or hub id (the base checkpoint's own)")
     parser.add_argument("--device", type=device, help="such as cuda:1 or cpu (the GPU, where there is one)")
@@ -94,7 +94,11 @@ def _add_speech_flags(parser: argparse.ArgumentParser, *, count_help: str) -> No
     )
     parser.add_argument("--ras-max-repeats", type=count, default=2, help="repeats allowed in that window (2)")
     parser.add_argument("--max-seconds", type=seconds, default=30.0, help="longest speech (30)")
-    parser.add_argument("--cache-dir", type=Path, help="code cache (the user's, which training shares)")
+    parser.add_argument("--cache-dir", type=Path, help="code cache (the run's, else the user's)")
+    parser.add_argument(
+        "--on-bad-sample", choices=("error", "skip"), help="at a sample of a manifest that cannot be used (as the run)"
+    )
+    parser.add_argument("--max-audio-s", type=seconds, help="longest audio clip of a manifest, in seconds (as the run)")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -130,9 +134,12 @@ def _generate(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         precision=arguments.precision,
         reference_turn=None if arguments.reference_turn is None else MANIFEST_TURNS[arguments.reference_turn],
+        on_bad_sample=arguments.on_bad_sample,
+        max_audio_s=arguments.max_audio_s,
+        cache_dir=arguments.cache_dir,
     )
     speech = _speech_options(arguments)
-    voice = load_voice(options)
+    voice, _ = load_voice(options)
     if arguments.manifest is not None:
         rows = speak_manifest(
             arguments.manifest,
@@ -140,7 +147,6 @@ def _generate(arguments: argparse.Namespace) -> None:
             voice=voice,
             speech=speech,
             count=arguments.count,
-            cache_dir=arguments.cache_dir,
         )
         stopped = sum(row["stopped_by"] == "eos" for row in rows)
         print(f"{arguments.out}: {len(rows)} WAV files, {stopped} ended by the model; measures in samples.jsonl")
@@ -165,6 +171,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         codec=arguments.codec,
         device=arguments.device,
         precision=arguments.precision,
+        on_bad_sample=arguments.on_bad_sample,
+        max_audio_s=arguments.max_audio_s,
+        cache_dir=arguments.cache_dir,
     )
     out = arguments.out or _inside_run(arguments.sources, "evaluation", flag="--out")
     check_folder_writable(out, "--out")
@@ -181,7 +190,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         count=8 if arguments.count is None else arguments.count,
         batch_size=arguments.batch_size,
         judges=judges,
-        cache_dir=arguments.cache_dir,
     )
     format_table(evaluations)
     print(f"\n{out}: WAV files and evaluation.json")
@@ -224,9 +232,9 @@ def _val_manifest(sources: list[Path]) -> Path:
     from ds_higgs.run_folder import RunFolder
 
     if len(sources) == 1 and (sources[0] / "config.yaml").is_file():
-        manifest = RunFolder.open(sources[0]).config["data"]["val_manifest"]
+        manifest = RunFolder.open(sources[0]).config.data.val_manifest
         if manifest is not None:
-            return Path(manifest)
+            return manifest
     raise UserError("nothing to evaluate on: expected --manifest, or one run that has a validation manifest")
 
 

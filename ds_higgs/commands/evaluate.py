@@ -1,6 +1,6 @@
 """Checkpoints against their base without adapter: losses and what can be heard, in one table."""
 
-import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,17 +12,24 @@ import torch
 
 from ds_higgs.batch import Batch
 from ds_higgs.commands.generate import SpeechOptions, VoiceOptions, load_voice
+from ds_higgs.config import LossConfig
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.manifest import read_manifest, sample_id
 from ds_higgs.errors import UserError
+from ds_higgs.files import write_json
 from ds_higgs.losses import build_targets
+from ds_higgs.run_folder import EVALUATION_FILE
 from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 from ds_higgs.speech.measures import average
 from ds_higgs.speech.prompts import spoken_text
 from ds_higgs.speech.samples import FixedPrompt, Speaker, choose_prompts, speak_all
 from ds_higgs.speech.transcripts import ErrorCount, count_character_errors, count_word_errors, total_errors
 from ds_higgs.speech.voice import Voice
-from ds_higgs.training.train_step import LossWeights, StepModule, summarise
+from ds_higgs.training.metrics import json_values
+from ds_higgs.training.train_step import StepModule, summarise
+from ds_higgs.training.validation import build_loss_weights
+
+logger = logging.getLogger(__name__)
 
 BASE = "base"
 # What the table shows, in this order: key, heading, and whether more is better (None: nearer to 1 is).
@@ -69,7 +76,6 @@ def compare(
     count: int,
     batch_size: int,
     judges: Judges,
-    cache_dir: Path | None = None,
 ) -> list[Evaluation]:
     """Evaluate every model of `columns` on `manifest`; WAVs, and all numbers as evaluation.json, go to `out`.
 
@@ -82,22 +88,31 @@ def compare(
     """
     evaluations = []
     for name, options in columns.items():
-        voice = load_voice(options)
-        dataset = voice.read_manifest(manifest, cache_dir=cache_dir)
-        values = compute_losses(voice, dataset, batch_size=batch_size)
+        voice, loss = load_voice(options)
+        dataset = voice.read_manifest(manifest)
+        values = compute_losses(voice, dataset, loss, batch_size=batch_size)
+        values["num_samples"] = len(dataset)
         samples = listen(voice, dataset, out, name=name, speech=speech, count=count, judges=judges)
         evaluations.append(Evaluation(name, values | summarise_samples(samples), samples))
+    _warn_of_other_samples(evaluations)
     out.mkdir(parents=True, exist_ok=True)
     record = {"manifest": str(manifest), "columns": [vars(evaluation) for evaluation in evaluations]}
-    (out / "evaluation.json").write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(out / EVALUATION_FILE, json_values(record))
     return evaluations
 
 
+def _warn_of_other_samples(evaluations: Sequence[Evaluation]) -> None:
+    counts = {one.name: int(one.values["num_samples"]) for one in evaluations}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        logger.warning("the columns are not of the same samples, because their runs leave others out: %s", listed)
+
+
 @torch.no_grad()
-def compute_losses(voice: Voice, dataset: HiggsDataset, *, batch_size: int) -> dict[str, float]:
-    """text_loss, audio_loss and their sum over a whole data set, as validation in training computes them."""
+def compute_losses(voice: Voice, dataset: HiggsDataset, loss: LossConfig, *, batch_size: int) -> dict[str, float]:
+    """loss, text_loss and audio_loss over a whole data set, as validation in the training computes them."""
     num_codebooks = voice.rules.layout.num_codebooks
-    weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=num_codebooks)
+    weights = build_loss_weights(loss, num_codebooks=num_codebooks)
     module = StepModule(voice.model)
     sums, counts = torch.zeros(2, 1 + num_codebooks, dtype=torch.float64)
     for batch in _batches(voice, dataset, batch_size):
@@ -203,7 +218,7 @@ def build_columns(
     if with_base:
         if base is None and not sources:
             raise UserError("nothing to evaluate: expected a run, a checkpoint or an adapter, or --base")
-        columns[BASE] = VoiceOptions(base=base, base_of=sources[0] if base is None else None, step=step, **options)
+        columns[BASE] = VoiceOptions(base=base, read_as=sources[0] if sources else None, step=step, **options)
     for source in sources:
         name = source.resolve().name
         while name in columns:

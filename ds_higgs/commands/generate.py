@@ -1,14 +1,15 @@
 """Speaks a text, or a whole manifest, with a base checkpoint and an adapter, to WAV files."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ds_higgs.commands.export import open_adapter
+from ds_higgs import setup
+from ds_higgs.adapters.opening import open_adapter
+from ds_higgs.config import Config, DataConfig, LossConfig
+from ds_higgs.data.build import OnBadSample
 from ds_higgs.data.rules import ReferenceTurn
 from ds_higgs.errors import UserError
 from ds_higgs.model.generation import GeneratedCodes, Sampling, generate_codes, max_frames_for
@@ -22,23 +23,27 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class VoiceOptions:
-    """Which model speaks.
+    """Which model speaks, and what is to be other than in the run that it comes from.
 
     base: folder or hub id; None: the one that the adapter names.
-    base_of: instead of `base`: the base that this adapter names, without the adapter.
-    step: of a run, for `adapter` and `base_of`.
-    reference_turn: `data.reference_turn`; None: that of the run that the adapter comes from, else as_is.
+    read_as: the adapter whose run says how manifests and losses are read; None: `adapter`.
+    step: of a run, for `adapter` and `read_as`.
+    codec, reference_turn, on_bad_sample, max_audio_s, cache_dir: of the configuration's data; None: as in the run, or
+        its default where there is none.
     """
 
     base: str | None = None
-    base_of: Path | None = None
     revision: str | None = None
     adapter: Path | None = None
+    read_as: Path | None = None
     step: int | None = None
-    codec: str | None = None
     device: str | None = None
     precision: str | None = None
+    codec: str | None = None
     reference_turn: ReferenceTurn | None = None
+    on_bad_sample: OnBadSample | None = None
+    max_audio_s: float | None = None
+    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,36 +64,49 @@ class Reference:
     turn: str | None = None
 
 
-def load_voice(options: VoiceOptions) -> Voice:
-    """Load the model that `options` names; manifests are read as in the run that its adapter comes from.
+def load_voice(options: VoiceOptions) -> tuple[Voice, LossConfig]:
+    """Load the model that `options` names, which reads manifests as the run did that its adapter comes from.
+
+    Returns:
+        the model, and how that run sums its losses up.
 
     Raises:
         UserError: for what is missing or does not fit.
     """
-    source = options.adapter or options.base_of
+    source = options.adapter or options.read_as
     if source is None:
         if options.base is None:
             raise UserError("no model: expected --base, or --adapter with an adapter that names its base")
-        return _load(options, options.base, options.revision, None, {})
+        return _load(options, options.base, options.revision, None, None)
     with open_adapter(source, step=options.step, base=options.base) as opened:
         folder = opened.folder if options.adapter else None
-        data = opened.run.config.get("data", {}) if opened.run else {}
-        return _load(options, opened.base, options.revision or opened.revision, folder, data)
+        return _load(options, opened.base, options.revision or opened.revision, folder, opened.run_config())
 
 
 def _load(
-    options: VoiceOptions, base: str, revision: str | None, adapter: Path | None, data: Mapping[str, Any]
-) -> Voice:
-    audio_root = data.get("audio_root")
-    return Voice.load(
-        resolve_base(base, revision),
+    options: VoiceOptions, base: str, revision: str | None, adapter: Path | None, run: Config | None
+) -> tuple[Voice, LossConfig]:
+    folder = resolve_base(base, revision)
+    data = _read_data_as(options, run)
+    rules = setup.build_sample_rules(data, folder)
+    voice = Voice.load(
+        folder,
         adapter,
-        codec=options.codec or data.get("codec"),
-        audio_root=None if audio_root is None else Path(audio_root),
-        reference_turn=options.reference_turn or data.get("reference_turn", "as_is"),
+        rules=rules,
+        on_bad_sample=data.on_bad_sample,
+        cache_dir=setup.code_cache_dir(data),
         device=options.device,
         dtype=None if options.precision is None else DTYPES[options.precision],
     )
+    return voice, LossConfig() if run is None else run.loss
+
+
+def _read_data_as(options: VoiceOptions, run: Config | None) -> DataConfig:
+    """The data section of the run, or its defaults where there is none, with what the options change."""
+    data = DataConfig(train_manifest=Path("none")) if run is None else run.data
+    names = ("codec", "reference_turn", "on_bad_sample", "max_audio_s", "cache_dir")
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return data.model_copy(update=changes)
 
 
 def speak_text(text: str, out: Path, *, voice: Voice, reference: Reference, speech: SpeechOptions) -> GeneratedCodes:
@@ -130,14 +148,12 @@ def build_prompt(text: str, *, voice: Voice, reference: Reference) -> Prompt:
     )
 
 
-def speak_manifest(
-    manifest: Path, out: Path, *, voice: Voice, speech: SpeechOptions, count: int | None, cache_dir: Path | None = None
-) -> list[dict]:
+def speak_manifest(manifest: Path, out: Path, *, voice: Voice, speech: SpeechOptions, count: int | None) -> list[dict]:
     """Speak up to `count` samples of a manifest (None: all) to `out`/NNN.wav, their measures to samples.jsonl.
 
     Target and reference of each, as the codec gives them back, go to `out`/target and `out`/reference.
     """
-    items = choose_prompts(voice.read_manifest(manifest, cache_dir=cache_dir), voice.collator, count=count)
+    items = choose_prompts(voice.read_manifest(manifest), voice.collator, count=count)
     if not items:
         raise UserError(f"{manifest}: no sample has assistant audio to speak")
     speaker = Speaker(

@@ -7,27 +7,30 @@ import torch
 
 from ds_higgs.adapters.merging import load_adapter
 from ds_higgs.data.audio import Segment, decode
-from ds_higgs.data.build import build_dataset
-from ds_higgs.data.cache import default_code_cache
-from ds_higgs.data.codec.opening import find_codec
+from ds_higgs.data.build import OnBadSample, build_dataset
 from ds_higgs.data.codec.source import AudioCodec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.problems import BadSampleError
-from ds_higgs.data.rules import ReferenceTurn, SampleRules, build_rules
+from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
-from ds_higgs.model.loading import HiggsAudioModel, load_model, load_tokenizer, read_model_config
+from ds_higgs.model.loading import HiggsAudioModel, load_model
 from ds_higgs.model.lora import unwrap
 
 
 @dataclass(frozen=True)
 class Voice:
-    """Everything that speaking takes. model: in evaluation mode, with the adapter's layers in place."""
+    """Everything that speaking takes, and how manifests were read in its training.
+
+    model: in evaluation mode, with the adapter's layers in place.
+    """
 
     model: HiggsAudioModel
     rules: SampleRules
     codec: AudioCodec
     collator: BatchCollator
+    on_bad_sample: OnBadSample
+    cache_dir: Path
 
     @classmethod
     def load(
@@ -35,17 +38,17 @@ class Voice:
         base: Path,
         adapter: Path | None,
         *,
-        codec: str | None = None,
-        audio_root: Path | None = None,
-        reference_turn: ReferenceTurn = "as_is",
+        rules: SampleRules,
+        on_bad_sample: OnBadSample,
+        cache_dir: Path,
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "Voice":
         """Load a base checkpoint with an adapter on it (None: without).
 
         Args:
-            codec: folder or hub id; None: the base's own, else the released audio tokenizer.
-            audio_root, reference_turn: of manifests that will be read, as in training.
+            rules: for manifests that will be read; they name the codec too.
+            cache_dir: of codes.
             device, dtype: None: the GPU in bf16 where there is one, else the CPU in fp32.
 
         Raises:
@@ -53,13 +56,6 @@ class Voice:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        rules = build_rules(
-            tokenizer=load_tokenizer(base),
-            model_config=read_model_config(base),
-            codec=find_codec(codec, base),
-            audio_root=audio_root,
-            reference_turn=reference_turn,
-        )
         if rules.layout.whisper:
             raise UserError(f"{base}: speaking with a base checkpoint that has a Whisper tower is not supported")
         model = load_model(base, dtype=dtype)
@@ -70,6 +66,8 @@ class Voice:
             rules=rules,
             codec=rules.codec.load(device),
             collator=BatchCollator(rules.layout),
+            on_bad_sample=on_bad_sample,
+            cache_dir=cache_dir,
         )
 
     def encode(self, file: Path) -> torch.Tensor:
@@ -84,7 +82,12 @@ class Voice:
             raise UserError(f"{file}: {error}") from error
         return self.codec.encode([waveform])[0]
 
-    def read_manifest(self, manifest: Path, *, cache_dir: Path | None = None) -> HiggsDataset:
+    def read_manifest(self, manifest: Path) -> HiggsDataset:
         """The samples of a manifest, their audio encoded where the code cache lacks it."""
-        device = str(self.model.device)
-        return build_dataset(manifest, rules=self.rules, cache_dir=cache_dir or default_code_cache(), device=device)
+        return build_dataset(
+            manifest,
+            rules=self.rules,
+            cache_dir=self.cache_dir,
+            on_bad_sample=self.on_bad_sample,
+            device=str(self.model.device),
+        )

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from ds_higgs.cli.main import run as run_command
+from ds_higgs.commands.generate import VoiceOptions, load_voice
 from ds_higgs.errors import UserError
 from tests.support.runs import write_run
 
@@ -86,6 +87,26 @@ def test_checkpoints_are_compared_with_their_base(run: Path, tmp_path: Path, cap
     files = {column["name"]: column["samples"][0]["file"] for column in record["columns"]}
     assert files == {"base": "base/000.wav", "voice": "voice/000.wav"}
     assert (run / "evaluation" / "voice" / "000.wav").is_file()
+
+
+def test_manifests_and_losses_are_read_as_the_run_did(tiny_base: Path, example_dir: Path, tmp_path: Path):
+    """The base's column too: otherwise the two would not be comparable."""
+    data = {"on_bad_sample": "skip", "max_audio_s": 2.5, "use_delay_pattern": False, "reference_turn": "assistant"}
+    run, cache = tmp_path / "voice", tmp_path / "codes"
+    write_run(run, tiny_base, val_manifest=example_dir / "val.json", cache_dir=str(cache), **data)
+    voice, loss = load_voice(VoiceOptions(adapter=run))
+    assert (voice.rules.limits.max_seconds, voice.rules.layout.delay_pattern) == (2.5, False)
+    assert (voice.on_bad_sample, voice.rules.reference_turn, voice.cache_dir) == ("skip", "assistant", cache)
+    assert (loss.text_weight, loss.audio_weight) == (0.5, 2.0)
+    voice, _ = load_voice(VoiceOptions(adapter=run, max_audio_s=9.0, on_bad_sample="error", codec=None))
+    assert (voice.rules.limits.max_seconds, voice.on_bad_sample) == (9.0, "error")
+
+    run_command(["evaluate", str(run), "--base", str(tiny_base), "--count", "1", "--max-seconds", "0.2"])
+    record = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    for column in record["columns"]:
+        values = column["values"]
+        assert values["num_samples"] == 6  # of 8
+        assert values["loss"] == pytest.approx(0.5 * values["text_loss"] + 2.0 * values["audio_loss"])
 
 
 def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_path: Path):
