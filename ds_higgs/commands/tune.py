@@ -5,6 +5,7 @@ says cannot fit is not tried. Every result is written at once, so a tuning that 
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from ds_higgs import setup
 from ds_higgs.commands.tune_trial import TrialResult, run_trial
-from ds_higgs.config import Config
-from ds_higgs.config_file import resolved, write_config
+from ds_higgs.config import Config, EvalConfig, LoggingConfig
+from ds_higgs.config_file import resolved, validate_config, write_config
+from ds_higgs.errors import UserError
+from ds_higgs.files import read_json_lines, write_atomically, write_json
 from ds_higgs.job import distributed
 from ds_higgs.sizing.estimator import Estimator, configured_batch, configured_checkpointing
+from ds_higgs.training.zero import MONITOR_KEYS
+
+logger = logging.getLogger(__name__)
 
 Changes = dict[str, Any]  # "section.key" to value
 RunTrial = Callable[[Config, Path], TrialResult]
@@ -95,8 +100,8 @@ class Tuner:
         """Make the trial; None where the limit on trials or time is reached."""
         try:
             config = self.trial_config(changes)
-        except ValidationError as error:
-            return TrialResult("refused", detail=error.errors()[0]["msg"])
+        except UserError as error:
+            return TrialResult("refused", detail=" ".join(str(error).split()))
         if not self.fits(config):
             return TrialResult("does not fit", detail="by the memory estimate")
         if self.tried >= self.max_trials or time.monotonic() > self.deadline:
@@ -107,28 +112,30 @@ class Tuner:
     def load_results(self) -> None:
         """Take up the results of a tuning that was stopped."""
         file = self.folder / "trials.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        for line in lines:
-            if line.endswith("\n"):  # a line cut off by a kill is made again
-                trial = json.loads(line)
-                key = _key(trial.pop("changes"))
-                self.results[key] = TrialResult(**trial)
-        file.write_text("".join(line for line in lines if line.endswith("\n")), encoding="utf-8")
+        whole = []
+        for trial in read_json_lines(file):  # one whose line was cut off by a kill, or damaged, is made again
+            try:
+                values = dict(trial)
+                key = _key(values.pop("changes"))
+                self.results[key] = TrialResult(**values)
+                whole.append(trial)
+            except (KeyError, TypeError):
+                logger.warning("%s: a trial without its changes or its result: made again", file)
+        write_atomically(file, "".join(json.dumps(trial) + "\n" for trial in whole).encode())
 
     def trial_config(self, changes: Changes) -> Config:
-        """The configuration with `changes`, made short: few steps, no validation, no resuming."""
+        """The configuration with `changes`, made short: few steps, no validation, no resuming, no tracker."""
         trial = self.folder / "trials" / f"{len(self.results):03d}"
         short = {
             "run.output_dir": str(trial / "run"),
             "run.max_steps": self.steps + WARMUP_STEPS,
             "run.epochs": 10_000,
             "data.val_manifest": None,
-            "eval.num_audio_samples": 0,
             "checkpoint.resume": "never",
-            "logging.log_steps": 1,
-            "logging.progress": False,
-            "logging.tensorboard": False,
-            "logging.wandb": None,
+            "zero.extra": {key: value for key, value in self.config.zero.extra.items() if key not in MONITOR_KEYS},
+            # Whole sections, so that no key of theirs is forgotten.
+            **{f"eval.{key}": value for key, value in EvalConfig().model_dump().items()},
+            **{f"logging.{key}": value for key, value in LoggingConfig.silent().model_dump().items()},
         }
         return apply_changes(self.config, {**changes, **short})
 
@@ -148,7 +155,7 @@ def apply_changes(config: Config, changes: Mapping[str, Any]) -> Config:
         if size in changes and before:
             micro_batches = config.optim.gradient_accumulation_steps * before / changes[size]
             values["optim"]["gradient_accumulation_steps"] = max(1, round(micro_batches))
-    return Config.model_validate(values)
+    return validate_config(values, source="a trial")
 
 
 Axis = Callable[[Tuner, Changes], Iterator[list[Changes]]]
@@ -248,7 +255,7 @@ def write_report(tuner: Tuner, best: Changes) -> None:
         {"changes": json.loads(key), **asdict(result)}
         for key, result in sorted(tuner.results.items(), key=lambda item: -item[1].tokens_per_second)
     ]
-    (tuner.folder / "tune.json").write_text(json.dumps({"best": best, "trials": trials}, indent=2) + "\n")
+    write_json(tuner.folder / "tune.json", {"best": best, "trials": trials})
     print(f"\n{'tokens/s':>9}  {'step s':>7}  {'peak GiB':>8}  settings")
     for trial in trials:
         numbers = f"{trial['tokens_per_second']:>9.0f}  {trial['step_time_s']:>7.3f}  {trial['peak_memory_gib']:>8.2f}"

@@ -94,5 +94,6 @@ def _end_group(process: subprocess.Popen) -> None:
 
 
 def _drop_checkpoints(folder: Path) -> None:
-    for name in ("checkpoints", "adapters"):
-        shutil.rmtree(folder / "run" / name, ignore_errors=True)
+    run = RunFolder(folder / "run")
+    for kept in (run.checkpoints, run.adapters):
+        shutil.rmtree(kept, ignore_errors=True)

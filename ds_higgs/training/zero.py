@@ -23,6 +23,8 @@ OWNED_KEYS = {
     "communication_data_type": "zero.fp32_reduction",
 }
 
+MONITOR_KEYS = frozenset({"comet", "csv_monitor", "tensorboard", "wandb"})
+
 # DeepSpeed (0.19.8) ignores an unknown top-level key in silence; these are the others that may be set, and their types.
 EXTRA_KEYS: Mapping[str, tuple[type, ...]] = {
     "aio": (dict,),

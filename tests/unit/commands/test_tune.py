@@ -10,8 +10,9 @@ import yaml
 from ds_higgs.commands import tune_trial
 from ds_higgs.commands.tune import Tuner, apply_changes, batch_axis, write_report
 from ds_higgs.commands.tune_trial import TrialResult, read_metrics, run_trial
-from ds_higgs.config import Config
+from ds_higgs.config import Config, EvalConfig
 from ds_higgs.config_file import load_config
+from ds_higgs.training.zero import MONITOR_KEYS, build_deepspeed_config
 from tests.support.launching import ROOT
 
 
@@ -95,6 +96,21 @@ def test_trials_are_short_and_touch_nothing_of_the_run(tmp_path: Path):
     assert (config.zero.stage, config.data.val_manifest, config.checkpoint.resume) == (3, None, "never")
 
 
+def test_trials_neither_validate_nor_track(tmp_path: Path):
+    """Whatever the configuration watches: a tracker that stayed on would get dozens of runs of eight steps."""
+    config = make_config(
+        data={"train_manifest": "m", "val_manifest": "v"},
+        eval={"best_by": "stop_rate", "patience": 3, "num_audio_samples": 2, "audio_every": 5},
+        logging={"tensorboard": True, "wandb": "project", "comet": "project", "csv": True},
+        zero={"extra": {"comet": {"enabled": True}, "prescale_gradients": True}},
+    )
+    trial = make_tuner(tmp_path, Machine(), config=config).trial_config({})
+    assert trial.eval == EvalConfig()
+    given = build_deepspeed_config(trial)
+    assert not MONITOR_KEYS & set(given)
+    assert given["prescale_gradients"] is True
+
+
 def test_the_example_can_be_tuned(tmp_path: Path):
     example = load_config(ROOT / "examples" / "voice_cloning" / "config.yaml", {})
     config = make_tuner(tmp_path, Machine(), config=example).trial_config({"zero.stage": 1})
@@ -113,6 +129,7 @@ def test_a_stopped_tuning_goes_on_where_it_was(tmp_path: Path):
     make_tuner(tmp_path, first, max_trials=4).search()
     assert len(first.tried) == 4
     with (tmp_path / "trials.jsonl").open("a") as file:
+        file.write('{"status": "ok"}\n[]\n{"changes": {}, "speed": 3}\n\x00\n')  # damaged
         file.write('{"changes": {"zero.st')  # killed while writing
     second, whole = Machine(), Machine()
     tuner = make_tuner(tmp_path, second)
