@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import yaml
 
+from ds_higgs.adapters.record import LOSSES
 from ds_higgs.data.manifest import Entry, read_manifest, sample_id
 from ds_higgs.errors import UserError
-from ds_higgs.job.failures import FAILURE_FILE
-from ds_higgs.report.series import EVAL_CURVES, SAMPLE_CURVES, STEP_CURVES, read_curve
-from ds_higgs.run_folder import RunFolder
+from ds_higgs.report.series import EVAL_CURVES, SAMPLE_CURVES, SAMPLE_MEASURES, STEP_CURVES, finite, read_curve
+from ds_higgs.run_folder import EVALUATION_FILE, RunFolder
 from ds_higgs.speech.in_training import summarise_rows
 from ds_higgs.speech.prompts import spoken_text
+
+logger = logging.getLogger(__name__)
 
 MAX_LISTED = 50
 HISTOGRAM_BINS = 12
@@ -29,33 +32,38 @@ def collect_run(run: RunFolder) -> dict[str, Any]:
         "path": str(run.path),
         "summary": summarise(run),
         "curves": collect_curves(run),
-        "evaluations": run.events("eval"),
+        "evaluations": read_evaluations(run),
         "comparison": read_comparison(run),
         "data": {key: describe_manifest(run, f"{key}_manifest") for key in ("train", "val")},
         "trouble": find_trouble(run),
-        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        "settings": dict(_flatten(run.config)),
+        "config": yaml.safe_dump(run.config_values, sort_keys=False, allow_unicode=True),
+        "settings": dict(_flatten(run.config_values)),
     }
 
 
 def summarise(run: RunFolder) -> dict[str, Any]:
     """The numbers at the top of the page."""
-    steps, evals, ends = run.events("step"), run.events("eval"), run.events("end")
-    audio_losses = [line["audio_loss"] for line in evals if isinstance(line["audio_loss"], float)]
+    steps, ends = run.events("step"), run.events("end")
+    audio_losses = _numbers(run.events("eval"), "audio_loss")
     return {
-        "status": ends[-1]["reason"] if ends else "not ended",
+        "status": str(ends[-1].get("reason")) if ends else "not ended",
         "steps": run.last_step,
-        "epochs": steps[-1].get("epoch", 0) if steps else 0,
-        "samples": sum(line.get("num_samples", 0) for line in steps),
-        "tokens": sum(line.get("num_tokens", 0) for line in steps),
-        "audio_targets": sum(line.get("num_audio_targets", 0) for line in steps),
-        "seconds": sum(line.get("step_time_s", 0.0) for line in steps),
-        "tokens_per_second": median([line.get("tokens_per_second", 0.0) for line in steps]) if steps else None,
-        "peak_memory_gib": max((line.get("peak_memory_gib", 0.0) for line in steps), default=None),
+        "epochs": max(_numbers(steps, "epoch"), default=0),
+        "samples": sum(_numbers(steps, "num_samples")),
+        "tokens": sum(_numbers(steps, "num_tokens")),
+        "audio_targets": sum(_numbers(steps, "num_audio_targets")),
+        "seconds": sum(_numbers(steps, "step_time_s")),
+        "tokens_per_second": median(_numbers(steps, "tokens_per_second") or [0.0]) if steps else None,
+        "peak_memory_gib": max(_numbers(steps, "peak_memory_gib"), default=None),
         "first_audio_loss": audio_losses[0] if audio_losses else None,
         "best_audio_loss": min(audio_losses, default=None),
         "last_audio_loss": audio_losses[-1] if audio_losses else None,
     }
+
+
+def _numbers(lines: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """The finite numbers that `lines` hold at `key`."""
+    return [line[key] for line in lines if finite(line.get(key)) is not None]
 
 
 def collect_curves(run: RunFolder) -> dict[str, list]:
@@ -64,10 +72,10 @@ def collect_curves(run: RunFolder) -> dict[str, list]:
     curves = {f"train/{key}": read_curve(steps, key) for key in STEP_CURVES}
     curves |= {f"val/{key}": read_curve(evals, key) for key in EVAL_CURVES}
     for name, lines in (("train", steps), ("val", evals)):
-        num_codebooks = len(lines[-1].get("audio_loss_per_codebook", ())) if lines else 0
+        num_codebooks = max((len(_codebooks(line)) for line in lines), default=0)
         for index in range(num_codebooks):
             curves[f"{name}/codebook_{index}"] = read_curve(lines, "audio_loss_per_codebook", index)
-    spoken = _by_step(run.events("sample"))
+    spoken = _by_step(read_samples(run))
     rows = [{"step": step, **summarise_rows(lines)} for step, lines in spoken.items()]
     curves |= {f"samples/{key}": read_curve(rows, key) for key in SAMPLE_CURVES}
     return {name: points for name, points in curves.items() if points}
@@ -78,25 +86,55 @@ def _by_step(lines: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, 
     return {step: list(group) for step, group in groups}
 
 
+def read_samples(run: RunFolder) -> list[dict[str, Any]]:
+    """The spoken samples whose lines say which they are and where; a measure that is no number is None."""
+    kinds = {"number": int, "sample_id": str, "file": str}
+    rows = [row for row in run.events("sample") if all(isinstance(row.get(key), kind) for key, kind in kinds.items())]
+    return [row | {key: finite(row.get(key)) for key in SAMPLE_MEASURES} for row in rows]
+
+
+def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
+    """The validation losses, step by step."""
+    return [
+        {
+            "step": line["step"],
+            **{key: finite(line.get(key)) for key in LOSSES},
+            "audio_loss_per_codebook": [finite(value) for value in _codebooks(line)],
+        }
+        for line in run.events("eval")
+    ]
+
+
+def _codebooks(line: Mapping[str, Any]) -> list[Any]:
+    losses = line.get("audio_loss_per_codebook")
+    return losses if isinstance(losses, list) else []
+
+
 def read_comparison(run: RunFolder) -> dict[str, Any] | None:
-    """What `ds-higgs evaluate` left in the run's folder: the values of every column."""
-    file = run.path / "evaluation" / "evaluation.json"
-    if not file.is_file():
+    """What `ds-higgs evaluate` left in the run's folder: the values of every column; None where that is damaged."""
+    record = run.read_evaluation()
+    if record is None:
         return None
-    record = json.loads(file.read_text(encoding="utf-8"))
-    columns = [{"name": column["name"], "values": column["values"]} for column in record["columns"]]
-    return {"manifest": Path(record["manifest"]).name, "columns": columns}
+    try:
+        columns = [
+            {"name": str(column["name"]), "values": {key: finite(value) for key, value in column["values"].items()}}
+            for column in record["columns"]
+        ]
+        return {"manifest": Path(record["manifest"]).name, "columns": columns}
+    except (KeyError, TypeError, AttributeError):
+        logger.warning("%s: skipped: not what ds-higgs wrote there", run.evaluation / EVALUATION_FILE)
+        return None
 
 
 def describe_manifest(run: RunFolder, key: str) -> dict[str, Any] | None:
     """Samples, speakers and text lengths of a manifest; None where it is not there (any more)."""
-    entries = read_entries(run, key)
-    if not entries:
+    manifest, entries = _manifest_of(run, key), read_entries(run, key)
+    if manifest is None or not entries:
         return None
     lengths = [len(spoken_text(entry.data)) for entry in entries.values()]
     speakers = Counter(str(entry.data["speaker"]) for entry in entries.values() if entry.data.get("speaker"))
     return {
-        "file": Path(run.config["data"][key]).name,
+        "file": manifest.name,
         "samples": len(entries),
         "speakers": speakers.most_common(MAX_LISTED),
         "num_speakers": len(speakers),
@@ -108,14 +146,20 @@ def describe_manifest(run: RunFolder, key: str) -> dict[str, Any] | None:
 
 def read_entries(run: RunFolder, key: str) -> dict[str, Entry]:
     """The readable samples of one of the run's manifests, by name ("val.json:3"); none where it is gone."""
-    path = run.config.get("data", {}).get(key)
-    if path is None or not Path(path).is_file():
+    manifest = _manifest_of(run, key)
+    if manifest is None or not manifest.is_file():
         return {}
     try:
-        entries = list(read_manifest(Path(path)))
+        entries = list(read_manifest(manifest))
     except UserError:  # changed since the run
         return {}
-    return {sample_id(Path(path), entry.number): entry for entry in entries if _is_sample(entry)}
+    return {sample_id(manifest, entry.number): entry for entry in entries if _is_sample(entry)}
+
+
+def _manifest_of(run: RunFolder, key: str) -> Path | None:
+    data = run.config_values.get("data")
+    path = data.get(key) if isinstance(data, dict) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _is_sample(entry: Entry) -> bool:
@@ -139,23 +183,34 @@ def histogram(values: Sequence[int]) -> list[tuple[int, int, int]]:
 
 def find_trouble(run: RunFolder) -> dict[str, Any]:
     """What went wrong: samples left out, resumes, steps without an update, failures."""
-    rejected = _read_lines(run.path / "rejected.jsonl")
-    failure = run.path / FAILURE_FILE
+    rejected = run.rejected()
     skipped = [line["step"] for line in run.events("step") if line.get("applied") is False]
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(run.path.glob("nonfinite-step-*.json"))]
+    save_errors = run.events("save_error")
     return {
         "num_rejected": len(rejected),
-        "rejected": [{"sample": row["sample"], "reasons": row["reasons"]} for row in rejected[:MAX_LISTED]],
+        "rejected": [{"sample": str(row.get("sample")), "reasons": row["reasons"]} for row in rejected[:MAX_LISTED]],
         "resumes": [line["step"] for line in run.events("resume")],
         "skipped_steps": skipped,
-        "save_errors": [{"step": line["step"], "message": line["message"]} for line in run.events("save_error")],
-        "non_finite": records[:MAX_LISTED],
-        "failure": failure.read_text(encoding="utf-8").strip() if failure.is_file() else None,
+        "save_errors": [{"step": line["step"], "message": str(line.get("message"))} for line in save_errors],
+        "non_finite": [describe_non_finite(record) for record in run.nonfinite_records()[:MAX_LISTED]],
+        "failure": _read_text(run.failure_file),
+        "mended_failure": _read_text(run.mended_failure_file),
     }
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+def describe_non_finite(record: Mapping[str, Any]) -> str:
+    """One line of what a rank wrote down of a step that was not finite."""
+    groups = record.get("samples")
+    groups = groups if isinstance(groups, list) else []
+    samples = ", ".join(str(sample) for group in groups for sample in (group if isinstance(group, list) else [group]))
+    return (
+        f"Step {record.get('step')}, rank {record.get('rank')}: loss {record.get('loss')}, "
+        f"gradient norm {record.get('grad_norm')}; samples {samples or 'not known'}"
+    )
+
+
+def _read_text(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
 
 
 def _flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

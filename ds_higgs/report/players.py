@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from ds_higgs.report.collect import read_entries
-from ds_higgs.run_folder import RunFolder
+from ds_higgs.report.collect import read_entries, read_samples
+from ds_higgs.report.series import SAMPLE_MEASURES
+from ds_higgs.run_folder import REFERENCES, TARGETS, RunFolder
 from ds_higgs.speech.prompts import spoken_text
-from ds_higgs.speech.samples import REFERENCES, TARGETS
+from ds_higgs.speech.samples import wav_path
+
+logger = logging.getLogger(__name__)
 
 AUDIO_BUDGET_BYTES = 3_500_000  # of base64, for the whole page
 MP3_QUALITY = 0.3  # 0 is best: about 12 kB a second at 24 kHz
-MEASURES = ("stopped_by", "seconds", "duration_ratio", "silence_share", "mel_cepstral_distance", "code_accuracy")
 
 
 def collect_players(run: RunFolder, *, budget_bytes: int) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def collect_players(run: RunFolder, *, budget_bytes: int) -> dict[str, Any]:
     Where all does not fit `budget_bytes`, steps are left out, then prompts; `left_out` counts the samples without a
     player.
     """
-    rows = run.events("sample")
+    rows = read_samples(run)
     numbers = sorted({row["number"] for row in rows})
     steps = sorted({row["step"] for row in rows})
     texts = {name: entry.data for name, entry in read_entries(run, "val_manifest").items()}
@@ -45,21 +48,21 @@ def collect_players(run: RunFolder, *, budget_bytes: int) -> dict[str, Any]:
 def _collect_prompt(
     run: RunFolder, number: int, rows: Sequence[dict[str, Any]], steps: Sequence[int], budget_bytes: int
 ) -> dict[str, Any]:
-    originals = {name: embed(run.path / "samples" / name / f"{number:03d}.wav") for name in (REFERENCES, TARGETS)}
+    originals = {name: embed(run.sample_file(wav_path(run.samples / name, number))) for name in (REFERENCES, TARGETS)}
     used = sum(len(uri) for uri in originals.values() if uri)
     said = []
     left_out = 0
     by_step = {row["step"]: row for row in rows}
     players: dict[int, str | None] = {}
     for step in _most_telling_first([step for step in steps if step in by_step]):
-        uri = embed(run.path / by_step[step]["file"])
+        uri = embed(run.sample_file(by_step[step]["file"]))
         if uri and used + len(uri) > budget_bytes:
             uri, left_out = None, left_out + 1
         used += len(uri or "")
         players[step] = uri
     for step, row in sorted(by_step.items()):
-        measures = {key: row[key] for key in MEASURES if key in row}
-        said.append({"step": step, "audio": players[step], **measures})
+        measures = {key: row[key] for key in SAMPLE_MEASURES}
+        said.append({"step": step, "audio": players[step], "stopped_by": str(row.get("stopped_by")), **measures})
     return {
         "number": number,
         "sample_id": rows[0]["sample_id"],
@@ -84,11 +87,15 @@ def _most_telling_first(steps: list[int]) -> list[int]:
     return [steps[place] for place in order]
 
 
-def embed(file: Path) -> str | None:
-    """The audio file as a data URI, MP3; None where it is missing or empty."""
-    if not file.is_file():
+def embed(file: Path | None) -> str | None:
+    """The audio file as a data URI, MP3; None where it is missing, damaged or empty."""
+    if file is None or not file.is_file():
         return None
-    waveform, rate = soundfile.read(file, dtype="float32")
+    try:
+        waveform, rate = soundfile.read(file, dtype="float32")
+    except soundfile.SoundFileError as error:
+        logger.warning("%s: skipped: %s", file, error)
+        return None
     if not len(waveform):
         return None
     encoded = io.BytesIO()

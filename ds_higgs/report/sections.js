@@ -112,15 +112,16 @@ function validationTable(run) {
   const lines = run.evaluations;
   if (!lines.length) return null;
   const keys = ["loss", "text_loss", "audio_loss"];
-  const best = Object.fromEntries(keys.map((key) => [key, Math.min(...lines.map((line) => line[key]))]));
-  const codebooks = lines[0].audio_loss_per_codebook.map((_, index) => `codebook ${index + 1}`);
+  const best = Object.fromEntries(keys.map((key) => [key, Math.min(...lines.map((line) => line[key]).filter((value) => value !== null))]));
+  const most = Math.max(...lines.map((line) => line.audio_loss_per_codebook.length));
+  const numbers = Array.from({ length: most }, (_, index) => index);
   return table({
     caption: `Validation losses${RUNS.length > 1 ? ` of ${run.name}` : ""}`,
-    head: ["step", "loss", "text", "audio", ...codebooks],
+    head: ["step", "loss", "text", "audio", ...numbers.map((index) => `codebook ${index + 1}`)],
     rows: lines.map((line) => [
       line.step.toLocaleString("en"),
       ...keys.map((key) => ({ text: number(line[key]), class: line[key] === best[key] ? "best" : null })),
-      ...line.audio_loss_per_codebook.map((value) => number(value)),
+      ...numbers.map((index) => number(line.audio_loss_per_codebook[index])),
     ]),
   });
 }
@@ -130,7 +131,8 @@ function comparisonTable(run) {
   const { columns, manifest } = run.comparison;
   const rows = REPORT.measures.filter(({ key }) => columns.some((column) => key in column.values)).map(({ key, label, better }) => {
     const values = columns.map((column) => column.values[key]);
-    const worth = values.map((value) => (better === null ? -Math.abs(value - 1) : better ? value : -value));
+    const known = (value) => value !== null && value !== undefined;
+    const worth = values.map((value) => (!known(value) ? NaN : better === null ? -Math.abs(value - 1) : better ? value : -value));
     const best = columns.length > 1 ? Math.max(...worth.filter((value) => !Number.isNaN(value))) : null;
     return [label, ...values.map((value, index) => ({ text: number(value), class: worth[index] === best ? "best" : null }))];
   });
@@ -181,7 +183,7 @@ function saidPlayer(run, said) {
   const facts = [
     `${number(said.duration_ratio, 3)} × the target's length`,
     said.mel_cepstral_distance === null || said.mel_cepstral_distance === undefined ? null : `${number(said.mel_cepstral_distance, 3)} dB away`,
-    said.code_accuracy === undefined ? null : `${percent(said.code_accuracy)} of codes right`,
+    said.code_accuracy === null || said.code_accuracy === undefined ? null : `${percent(said.code_accuracy)} of codes right`,
   ].filter(Boolean).join(", ");
   const label = [
     element("b", {}, `Step ${said.step.toLocaleString("en")}`),
@@ -224,16 +226,17 @@ function trouble() {
 }
 
 function troubleCard(run, index) {
-  const { num_rejected, rejected, resumes, skipped_steps, save_errors, non_finite, failure } = run.trouble;
+  const { num_rejected, rejected, resumes, skipped_steps, save_errors, non_finite, failure, mended_failure } = run.trouble;
   const items = [
     failure ? element("li", { class: "bad" }, `The run failed: ${failure}`) : null,
+    mended_failure ? element("li", {}, `An earlier start failed, and the run went on after it: ${mended_failure}`) : null,
     num_rejected ? element("li", {}, `${num_rejected} ${num_rejected === 1 ? "sample was" : "samples were"} left out`,
       element("ul", { class: "small" }, rejected.map((row) => element("li", {}, `${row.sample}: ${row.reasons.join("; ")}`)),
         num_rejected > rejected.length ? element("li", {}, `and ${num_rejected - rejected.length} more, in rejected.jsonl`) : null)) : null,
     resumes.length ? element("li", {}, `Resumed ${resumes.length === 1 ? "once" : `${resumes.length} times`}, at step ${resumes.join(", ")}`) : null,
     skipped_steps.length ? element("li", { class: "bad" }, `No update was made at step ${skipped_steps.join(", ")}: the loss or a gradient was not finite`) : null,
     ...save_errors.map((error) => element("li", { class: "bad" }, `Step ${error.step} was not saved: ${error.message}`)),
-    ...non_finite.map((record) => element("li", { class: "bad" }, `Step ${record.step}, rank ${record.rank}: ${record.message}; samples ${record.samples.flat().join(", ")}`)),
+    ...non_finite.map((message) => element("li", { class: "bad" }, message)),
   ].filter(Boolean);
   const content = items.length ? element("ul", {}, items) : element("p", {}, "Nothing: no sample left out, no resume, no step without an update.");
   return element("div", { class: "card" }, RUNS.length > 1 ? element("h3", {}, runName(run, index)) : null, content);

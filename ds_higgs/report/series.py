@@ -17,6 +17,7 @@ STEP_CURVES = (
     "peak_memory_gib",
 )
 EVAL_CURVES = ("loss", "text_loss", "audio_loss")
+SAMPLE_MEASURES = ("seconds", "duration_ratio", "silence_share", "mel_cepstral_distance", "code_accuracy")
 SAMPLE_CURVES = ("code_accuracy", "stop_rate", "duration_ratio", "silence_share", "mel_cepstral_distance")
 
 Point = tuple[float, float | None]
@@ -32,7 +33,7 @@ def read_curve(lines: Sequence[Mapping[str, Any]], key: str, index: int | None =
         value = line.get(key)
         if index is not None and isinstance(value, list):
             value = value[index] if index < len(value) else None
-        points.append((float(line["step"]), _finite(value)))
+        points.append((float(line["step"]), finite(value)))
     return [] if all(value is None for _, value in points) else thin(points)
 
 
@@ -50,7 +51,8 @@ def _mean(points: Sequence[Point]) -> Point:
     return round(step, 1), _rounded(sum(values) / len(values)) if values else None
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """A number that JSON can hold; None for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else None
 

@@ -53,7 +53,7 @@ def write_run(folder: Path, example: Path, *, troubled: bool) -> Path:
         lines.append({"event": "save_error", "step": 9, "message": "no space left"})
         reject = {"file": "train.json", "number": 3, "sample": "train.json:3", "reasons": ["the audio is silent"]}
         (folder / "rejected.jsonl").write_text(json.dumps(reject) + "\n")
-        record = {"step": 7, "rank": 0, "samples": [["train.json:9"]], "message": "loss nan"}
+        record = {"step": 7, "rank": 0, "samples": [["train.json:9"]], "loss": "nan", "grad_norm": "inf"}
         (folder / "nonfinite-step-00000007-rank-00000.json").write_text(json.dumps(record))
         (folder / "failure.txt").write_text("rank 1: out of memory\n")
     else:
@@ -135,9 +135,73 @@ def test_what_went_wrong_is_told(runs: tuple[Path, Path]):
     assert trouble["num_rejected"] == 1
     assert trouble["rejected"][0]["reasons"] == ["the audio is silent"]
     assert (trouble["resumes"], trouble["skipped_steps"]) == ([12], [7])
-    assert trouble["non_finite"][0]["samples"] == [["train.json:9"]]
+    assert trouble["non_finite"] == ["Step 7, rank 0: loss nan, gradient norm inf; samples train.json:9"]
     assert "out of memory" in trouble["failure"]
     assert trouble["save_errors"] == [{"step": 9, "message": "no space left"}]
+
+
+@pytest.fixture
+def hostile(example_dir: Path, tmp_path: Path) -> Path:
+    """A run whose small files were damaged, and whose metrics name WAVs that are not its own."""
+    run = write_run(tmp_path / "hostile", example_dir, troubled=True)
+    rate, waveform = RATE, np.zeros(RATE)
+    for place in (tmp_path / "secret.wav", run / "data" / "secret.wav"):
+        soundfile.write(place, waveform, rate)
+    (run / "samples" / "link.wav").symlink_to(tmp_path / "secret.wav")
+    (run / "samples" / "target" / "000.wav").unlink()
+    (run / "samples" / "target" / "000.wav").symlink_to(tmp_path / "secret.wav")
+    (run / "samples" / "noise.wav").write_bytes(b"RIFF no wave")
+    row = write_sample(run, 60, 0)
+    files = [str(tmp_path / "secret.wav"), "../secret.wav", "data/secret.wav", "samples/../data/secret.wav"]
+    files += ["samples/link.wav", "samples/noise.wav", "\x00", "config.yaml", "nowhere.wav"]
+    rows = [{**row, "step": 100 + step, "file": file} for step, file in enumerate(files)]
+    rows += [{**row, "number": "0"}, {**row, "file": 3}, {"event": "sample", "step": 2}]
+    rows.append({**row, "step": 200, "seconds": "long", "code_accuracy": None, "stopped_by": [1]})
+    rows += [{"event": "eval", "step": 50, "loss": "nan", "audio_loss_per_codebook": 3}, {"event": "end", "step": 9}]
+    rows += [{"event": "save_error", "step": 9}, {"event": "step", "step": 70, "num_samples": "x", "loss": None}]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows) + '{"event": "st\n[]\n\x00\n')
+    with (run / "rejected.jsonl").open("a") as file:
+        file.write('{"sample": "a\u2028b.json:1", "reasons": ["x"]}\n{"sample": 1}\n{\n')
+    (run / "nonfinite-step-00000008-rank-00000.json").write_text("{")
+    (run / "nonfinite-step-00000009-rank-00000.json").write_text('{"samples": 3}')
+    (run / "failure.txt").write_bytes(b"\xff out of memory")
+    (run / "evaluation").mkdir()
+    return run
+
+
+@pytest.mark.parametrize(
+    "evaluation", ["{", "[]", "{}", '{"manifest": 3, "columns": []}', '{"manifest": "m", "columns": [{"name": 1}]}']
+)
+def test_damaged_files_are_skipped_and_told(hostile: Path, evaluation: str, tmp_path: Path, caplog):
+    (hostile / "evaluation" / "evaluation.json").write_text(evaluation)
+    build_report([hostile], tmp_path / "report.html")
+    for name in ("evaluation.json", "metrics.jsonl", "rejected.jsonl", "nonfinite-step-00000008", "noise.wav"):
+        assert name in caplog.text
+    values = collect_run(RunFolder.open(hostile))
+    assert values["comparison"] is None
+    assert [row["sample"] for row in values["trouble"]["rejected"]] == ["train.json:3", "a\u2028b.json:1"]
+    assert values["trouble"]["non_finite"][1].startswith("Step None, rank None: loss None")
+    assert values["evaluations"][-1] == {
+        **{"step": 50, "loss": None, "text_loss": None, "audio_loss": None},
+        "audio_loss_per_codebook": [],
+    }
+
+
+def test_only_wavs_of_the_run_are_embedded(hostile: Path):
+    first = collect_players(RunFolder.open(hostile), budget_bytes=10_000_000)["prompts"][0]
+    assert first["target"] is None
+    assert first["reference"] is not None
+    assert {row["step"] for row in first["said"] if row["audio"]} == {0, 20, STEPS, 200}
+    assert len(first["said"]) == 13
+
+
+def test_a_failure_that_was_mended_is_not_told_as_one(example_dir: Path, tmp_path: Path):
+    run = write_run(tmp_path / "run", example_dir, troubled=True)
+    (run / "failure.txt").rename(run / "failure-mended.txt")
+    trouble = collect_run(RunFolder.open(run))["trouble"]
+    assert trouble["failure"] is None
+    assert "out of memory" in trouble["mended_failure"]
 
 
 def test_players_fit_their_budget_and_keep_the_first_and_the_last_step(runs: tuple[Path, Path]):
