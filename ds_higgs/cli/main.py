@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
         # Ranks find the same mistake: the first of each machine tells it whole.
         rank = int(os.environ.get("LOCAL_RANK", "-1"))
         message = str(error) if rank <= 0 else f"[local rank {rank}] {str(error).splitlines()[0]}"
+        # An argument that is no UTF-8 comes with surrogates, which not every stream takes.
+        message = message.encode(errors="backslashreplace").decode()
         print(f"ds-higgs: {message}", file=sys.stderr, flush=True)
         return 2
     return 0

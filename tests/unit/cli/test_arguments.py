@@ -42,3 +42,8 @@ def test_an_output_that_cannot_be_written_is_told(output, capsys, tmp_path, monk
 def test_an_output_in_a_new_folder(tmp_path):
     assert main(["zero-config", *CONFIG, "-o", str(tmp_path / "new" / "ds.json")]) == 0
     assert (tmp_path / "new" / "ds.json").read_text().startswith("{")
+
+
+def test_an_argument_that_is_no_text_is_told(capsys):
+    assert main(["zero-config", *CONFIG, "\udcff"]) == 2
+    assert r"\udcff: expected a flag" in capsys.readouterr().err
