@@ -53,6 +53,14 @@ def prepare(manifest: Path, rules, cache_dir: Path, log: Path | None = None):
     return preparation
 
 
+def wait_until_it_grows(log: Path, size: int, processes) -> None:
+    """Or until the processes have ended."""
+    while any(process.is_alive() for process in processes):
+        if log.exists() and log.stat().st_size > size:
+            return
+        time.sleep(0.005)
+
+
 def codes_of(dataset):
     return [dataset[index].audio_ids_concat for index in range(len(dataset))]
 
@@ -80,10 +88,13 @@ def test_killed_preparations_end_in_the_codes_of_a_clean_one(manifest, make_rule
     context = multiprocessing.get_context("fork")
     moments = random.Random(0)
     killed = set()
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
+        encoded = log.stat().st_size if log.exists() else 0
         processes = [context.Process(target=prepare, args=(manifest, rules, cache_dir, log)) for _ in range(2)]
         for process in processes:
             process.start()
+        if number % 4 == 0:  # the others are killed at any time of their start, on a busy machine before they encode
+            wait_until_it_grows(log, encoded, processes)
         for process in processes:
             time.sleep(moments.uniform(0, 0.2))
             os.kill(process.pid, signal.SIGKILL)
