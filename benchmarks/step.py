@@ -103,7 +103,9 @@ def compare(variant: str, results: dict[str, torch.Tensor], plain: dict[str, tor
     """A row of the table: absolute numbers, ratios to the plain step, largest relative errors against it."""
     measured = {name.split("/")[1]: value.item() for name, value in results.items() if name.startswith("measured/")}
     grads = [name for name in results if name.startswith("grad/")]
-    all_grads, all_plain = (torch.cat([source[name].flatten() for name in grads]) for source in (results, plain))
+    all_grads, all_plain = (
+        torch.cat([source[name].double().flatten() for name in grads]) for source in (results, plain)
+    )
     return {
         "variant": variant,
         "p20_s": measured["p20_s"],

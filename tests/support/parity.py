@@ -30,6 +30,12 @@ RANK_1_WITHOUT_AUDIO = [
 ]
 SCENARIOS = {"all audio": WITH_AUDIO, "rank 1 without audio": RANK_1_WITHOUT_AUDIO}
 STEPS = 2
+# How far two fp32 computations of one loss or gradient norm may lie apart, relatively. Each is the end of a chain of
+# some 250 operations (at most 4 layers, about 30 in the forward and 30 in the backward pass of each) that round by at
+# most 2^-24, independently: sqrt(250) x 2^-24 = 1e-6. Weights come from at most 3 updates that carry the same error,
+# and Adam's large epsilon keeps it from growing: 4 x 1e-6. Seen: at most 3e-7, between any two instruction sets.
+# With a small epsilon Adam's first updates are lr x sign(gradient), and what is rounding becomes a step.
+ROUNDING = 4e-6
 
 
 def parity_config(base: Path, *, stage: int = 2, **zero: Any) -> Config:
