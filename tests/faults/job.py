@@ -15,8 +15,8 @@ import psutil
 import yaml
 
 from tests.support import launching
+from tests.support.patience import HANG_S, patience
 
-STEP_TIMEOUT_S = 240
 # What a step line says about the numbers; the rest is about time and memory.
 NUMBERS = (
     "step",
@@ -115,7 +115,7 @@ class Job:
 
     def wait_until(self, condition: Callable[[], bool], *, poll_s: float = 0.002) -> bool:
         """Wait for a moment of the run; False where the job ended before it came."""
-        deadline = time.monotonic() + STEP_TIMEOUT_S
+        deadline = time.monotonic() + HANG_S
         while not condition():
             if self.launcher.poll() is not None:
                 return False
@@ -145,14 +145,14 @@ class Job:
         return unfinished and last_step(self.run_dir) > self.first_step
 
     def wait_until_gone(self, timeout_s: float) -> float:
-        """Seconds until no process of the job was left.
+        """Seconds until no process of the job was left: `timeout_s` at most, more on a busy machine.
 
         Raises:
             TimeoutError: some were left; they are killed.
         """
         started = time.monotonic()
         while left := self.processes():
-            if time.monotonic() - started > timeout_s:
+            if time.monotonic() - started > patience(timeout_s):
                 described = [f"{process.pid} {process.cmdline()[:6]}" for process in left if _runs(process)]
                 self.kill()
                 raise TimeoutError(f"still running after {timeout_s} s: {described}\n{self.output[-4000:]}")
@@ -168,9 +168,9 @@ class Job:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
-        psutil.wait_procs(list(self.known.values()), timeout=30)
+        psutil.wait_procs(list(self.known.values()), timeout=HANG_S)
 
-    def finish(self, timeout_s: float = 300) -> int:
+    def finish(self, timeout_s: float = HANG_S) -> int:
         """Wait for the launcher; its exit status."""
         try:
             return self.launcher.wait(timeout=timeout_s)

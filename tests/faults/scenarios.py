@@ -18,6 +18,7 @@ from ds_higgs.checkpoint.folders import list_checkpoints
 from ds_higgs.checkpoint.marker import read_marker
 from tests.faults.job import Job, last_step, result, step_numbers, write_config
 from tests.support import launching
+from tests.support.patience import HANG_S
 
 SIGNAL_LIMIT_S = 60
 FAILURE_LIMIT_S = 30
@@ -155,7 +156,7 @@ def raise_in_one_rank(config: Path, faults: Iterable[tuple[int, int, str]]) -> l
 
 
 def _check_failure(job: Job, message: str) -> None:
-    status = job.launcher.wait(timeout=5)
+    status = job.launcher.wait(timeout=HANG_S)
     assert status != 0, "a failed job ended with status 0"
     assert message in job.output, job.output[-4000:]
     assert message in (job.run_dir / "failure.txt").read_text()

@@ -10,6 +10,7 @@ import pytest
 from tests.faults.job import last_step, write_config
 from tests.faults.scenarios import check_all_whole
 from tests.support import launching
+from tests.support.patience import HANG_S
 
 SCONTROL = '#!/bin/sh\n[ "$1" = requeue ] && echo "requeued $2" || echo 127.0.0.1\n'
 DS_HIGGS = '#!/bin/sh\nexec python -m ds_higgs "$@"\n'
@@ -48,7 +49,7 @@ def test_warned_before_its_limit(tmp_path, tiny_base):
     while last_step(run_dir) < 2 and job.poll() is None:
         time.sleep(0.2)
     job.send_signal(signal.SIGUSR1)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=HANG_S)
     assert job.returncode == 0, output
     assert "requeued 7" in output
     assert check_all_whole(run_dir) == [last_step(run_dir)]

@@ -14,6 +14,7 @@ import yaml
 
 from ds_higgs.cli.main import run
 from ds_higgs.data.chatml import parse_sample
+from tests.support.patience import HANG_S
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -53,7 +54,7 @@ def test_the_commands_run_in_their_order(capsys):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29271", "-m"]
         module = arguments[arguments.index("--module") + 1 :]
         environment = os.environ | {"PYTHONPATH": str(PAGE.parents[1])}
-        subprocess.run(launcher + module, check=True, capture_output=True, timeout=200, env=environment)
+        subprocess.run(launcher + module, check=True, capture_output=True, timeout=HANG_S, env=environment)
     output = capsys.readouterr().out
     assert "data/train.json: 6 samples of 2 speakers" in output
     assert "6 encoded now, 0 in the cache already" in output

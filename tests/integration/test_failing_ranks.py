@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 
 from tests.support import launching
+from tests.support.patience import patience
 
 WORKER = Path(__file__).with_name("workers") / "failing_rank.py"
 
 
 def launch(launcher: str, run_dir: Path, fault: str, *, hang: bool) -> tuple[subprocess.CompletedProcess[str], float]:
     command = getattr(launching, launcher)(2, WORKER, run_dir)
-    started = time.monotonic()
-    done = launching.run(command, env={"DS_HIGGS_FAULT": fault, "DS_HIGGS_HANG": "1" if hang else ""}, timeout_s=90)
-    return done, time.monotonic() - started
+    done = launching.run(command, env={"DS_HIGGS_FAULT": fault, "DS_HIGGS_HANG": "1" if hang else ""})
+    return done, seconds_since_the_blow(run_dir)
+
+
+def seconds_since_the_blow(run_dir: Path) -> float:
+    """Since the rank failed; 0 where none did."""
+    blow = run_dir / "blow"
+    return time.time() - blow.stat().st_mtime if blow.exists() else 0.0
 
 
 def launch_on_two_machines(run_dir: Path, fault: str, *, hang: bool) -> list[subprocess.CompletedProcess[str]]:
@@ -30,7 +36,7 @@ def launch_on_two_machines(run_dir: Path, fault: str, *, hang: bool) -> list[sub
 
     def launch_rank(rank: int) -> subprocess.CompletedProcess[str]:
         command = [*(elsewhere if rank else []), sys.executable, WORKER, run_dir]
-        return launching.run(command, env={**rendezvous, **fault_variables, "RANK": str(rank)}, timeout_s=90)
+        return launching.run(command, env={**rendezvous, **fault_variables, "RANK": str(rank)})
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(launch_rank, range(2)))
@@ -57,7 +63,7 @@ LONG_FORM = pytest.mark.slow
 def test_an_exception_ends_all_ranks(tmp_path, launcher, hang):
     done, seconds = launch(launcher, tmp_path, "1:raise", hang=hang)
     assert done.returncode not in (0, 2), done.stdout
-    assert seconds < 30
+    assert seconds < patience(30)
     assert lines_of_ranks(done.stdout)[-1] == "FloatingPointError: the answer is not 42", done.stdout
     kept = (tmp_path / "failure.txt").read_text()
     assert "rank 1: Traceback" in kept
@@ -76,7 +82,7 @@ def test_an_exception_ends_all_ranks(tmp_path, launcher, hang):
 def test_a_killed_rank_ends_the_others(tmp_path, launcher, faulty):
     done, seconds = launch(launcher, tmp_path, f"{faulty}:kill", hang=True)
     assert done.returncode != 0, done.stdout
-    assert seconds < 30
+    assert seconds < patience(30)
     message = f"rank {faulty} died without a message (killed by a signal, or out of memory)"
     assert lines_of_ranks(done.stdout)[-1].endswith(message), done.stdout
     assert message in (tmp_path / "failure.txt").read_text()
@@ -98,9 +104,8 @@ def test_a_broken_collective_is_blamed_on_the_rank_that_died(tmp_path):
 @pytest.mark.parametrize("hang", [True, False])
 @pytest.mark.parametrize("faulty", [0, 1])
 def test_a_rank_lost_with_its_machine_ends_the_others(tmp_path, faulty, hang):
-    started = time.monotonic()
     other = launch_on_two_machines(tmp_path, f"{faulty}:kill", hang=hang)[1 - faulty]
-    assert time.monotonic() - started < 40  # 30 s from the fault on
+    assert seconds_since_the_blow(tmp_path) < patience(30)
     assert other.returncode == 1, other.stdout
     # rank 0 holds the store by which the others would learn of its end
     expected = (

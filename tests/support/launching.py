@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
+from tests.support.patience import HANG_S
+
 ROOT = Path(__file__).parents[2]
 # Below those that the kernel hands out by itself (from 32768 on); each process of pytest-xdist has its own.
 PORTS_OF_A_PROCESS = 2000
@@ -34,7 +36,7 @@ def free_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def run(
     command: Sequence[str | Path],
     *,
-    timeout_s: float = 300,
+    timeout_s: float = HANG_S,
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:

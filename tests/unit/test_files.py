@@ -27,6 +27,7 @@ from ds_higgs.files import (
     write_atomically,
     write_json,
 )
+from tests.support.patience import HANG_S
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -77,7 +78,7 @@ def test_a_lock_keeps_other_processes_out_of_its_number_alone(tmp_path):
     def ask_another_process(number):
         process = context.Process(target=try_to_hold, args=(tmp_path / "locks", number, found))
         process.start()
-        answer = found.get(timeout=20)
+        answer = found.get(timeout=HANG_S)
         process.join()
         return answer
 

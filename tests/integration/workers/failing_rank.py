@@ -17,7 +17,8 @@ from ds_higgs.job.failures import FailureWatch
 from ds_higgs.job.process_exit import run_and_exit
 
 
-def fail(kind: str) -> None:
+def fail(kind: str, run_dir: Path) -> None:
+    (run_dir / "blow").touch()  # its time is what limits count from
     if kind == "raise":
         raise FloatingPointError("the answer is not 42")
     if kind == "user":
@@ -36,7 +37,7 @@ def main() -> None:
     with FailureWatch(run_dir, rank=rank, world_size=world_size):
         for step in range(20):
             if step == 5 and faulty in (str(rank), "all"):
-                fail(kind)
+                fail(kind, run_dir)
             if step == 5 and os.environ.get("DS_HIGGS_HANG"):
                 time.sleep(300)  # a collective that never ends, as with NCCL
             dist.all_reduce(torch.ones(1))

@@ -21,6 +21,7 @@ from ds_higgs.data.cache import CodeCache, EncodedClip, clip_key
 from ds_higgs.data.clips import MAX_MEMO_FILES, HashMemo
 from ds_higgs.errors import UserError
 from ds_higgs.files import hash_file
+from tests.support.patience import HANG_S
 
 from .audio_files import cloning_sample, write_tone
 from .conftest import write_mixed_manifest
@@ -286,7 +287,7 @@ def as_another_user(action):
     answers = context.Queue()
     process = context.Process(target=act, args=(answers,))
     process.start()
-    answer = answers.get(timeout=120)
+    answer = answers.get(timeout=HANG_S)
     process.join()
     return answer
 

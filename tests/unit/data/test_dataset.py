@@ -21,6 +21,7 @@ from ds_higgs.data.manifest import problem_at
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.errors import UserError
 from ds_higgs.model.loading import load_model
+from tests.support.patience import HANG_S
 
 from .audio_files import RATE, cloning_sample, text_sample, write_tone
 from .conftest import write_mixed_manifest
@@ -130,7 +131,7 @@ def test_without_any_audio_the_codes_keep_their_codebook_axis(mixed_dataset, mak
 
 
 def test_ranks_build_the_same_dataset_together(mixed_manifest, make_rules, tmp_path, mixed_dataset):
-    barrier = threading.Barrier(2, timeout=60)
+    barrier = threading.Barrier(2, timeout=HANG_S)
     told, results = {}, {}
 
     def build(rank):

@@ -16,6 +16,7 @@ from ds_higgs.batch import IGNORE_INDEX
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.errors import UserError
+from tests.support.patience import HANG_S
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_a_stopped_worker_that_the_rank_waits_for_is_found(make_loader):
         rest = pool.submit(lambda: sum(1 for _ in steps))
         found = [look_at(loader) for _ in range(50)]
         os.kill(worker, signal.SIGCONT)
-        assert rest.result(timeout=60) == len(loader.dataset) - 1
+        assert rest.result(timeout=HANG_S) == len(loader.dataset) - 1
     assert f"data worker 0 (process {worker}) is stopped" in next(message for message in found if message)
     assert loader.workers.stopped(looks=3) is None
 

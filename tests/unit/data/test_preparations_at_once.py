@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ds_higgs.data.build import Preparation, Ranks, build_dataset
+from tests.support.patience import HANG_S
 
 ROUNDS = int(os.environ.get("DS_HIGGS_PREPARATION_ROUNDS", "100"))
 WRONG = 3  # exit status of a process whose samples are another's
@@ -33,7 +34,7 @@ def equal(first, second):
 
 def prepare_and_compare(start, expected, manifest, rules, cache_dir):
     torch.set_num_threads(1)
-    start.wait(timeout=120)
+    start.wait(timeout=HANG_S)
     found = build_dataset(manifest, rules=rules, cache_dir=cache_dir, on_bad_sample="skip")
     os._exit(0 if equal(contents(found), expected) else WRONG)
 

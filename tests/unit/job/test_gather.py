@@ -5,6 +5,7 @@ import multiprocessing
 import torch.distributed as dist
 
 from ds_higgs.job import distributed
+from tests.support.patience import HANG_S
 
 CONTENTS = [b"x" * 10, b"", bytes(range(7))]
 
@@ -28,7 +29,7 @@ def test_contents_of_unequal_length_arrive_whole_and_in_order(tmp_path):
     ]
     for process in processes:
         process.start()
-    found = [answers.get(timeout=60) for _ in CONTENTS]
+    found = [answers.get(timeout=HANG_S) for _ in CONTENTS]
     for process in processes:
         process.join()
     assert found == [CONTENTS] * len(CONTENTS)

@@ -12,7 +12,7 @@ from tests.support import launching
 LEAVES_AT_ONCE = """
 import sys, time
 import torch, torch.distributed as dist
-from ds_higgs.process_exit import run_and_exit
+from ds_higgs.job.process_exit import run_and_exit
 
 def main():
     rank = int(sys.argv[1])
@@ -37,6 +37,7 @@ def run_python(code: str, *arguments: str) -> CompletedProcess[str]:
     return launching.run([sys.executable, "-c", code, *arguments])
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -52,7 +53,7 @@ def run_python(code: str, *arguments: str) -> CompletedProcess[str]:
 def test_status_and_output_are_those_of_a_usual_exit(body, status):
     done = run_python(
         "import atexit, sys, threading, time\n"
-        "from ds_higgs.process_exit import run_and_exit\n"
+        "from ds_higgs.job.process_exit import run_and_exit\n"
         "def main():\n"
         "    atexit.register(print, 'exit function')\n"
         "    threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
@@ -64,6 +65,7 @@ def test_status_and_output_are_those_of_a_usual_exit(body, status):
     assert ("wrong" in done.stdout) == ("wrong" in body)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("ending", "status"), [("run_and_exit(main)", 0), ("main()", -6)], ids=["run_and_exit", "as Python does"]
 )

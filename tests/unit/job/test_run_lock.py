@@ -15,6 +15,7 @@ import pytest
 from ds_higgs.errors import UserError
 from ds_higgs.job import run_lock
 from ds_higgs.job.run_lock import Holder, RunLock
+from tests.support.patience import HANG_S
 
 fork = multiprocessing.get_context("fork")
 
@@ -144,7 +145,7 @@ def test_of_many_that_start_at_once_one_goes_on(tmp_path, locks):
     processes = [fork.Process(target=compete, args=(tmp_path / "run", results, locks)) for _ in range(4)]
     for process in processes:
         process.start()
-    found = sorted(results.get(timeout=60) for _ in processes)
+    found = sorted(results.get(timeout=HANG_S) for _ in processes)
     for process in processes:
         process.kill()
         process.join()

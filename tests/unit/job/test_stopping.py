@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ds_higgs.job.launcher import Launcher, find_launcher
 from ds_higgs.job.stopping import STOP_SIGNALS, StopRequests
+from tests.support.patience import HANG_S
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -52,7 +52,7 @@ def run_python(program: str) -> subprocess.Popen:
 
 def test_two_interrupts_stop_at_once():
     program = (
-        "import time; from ds_higgs.stopping import StopRequests\n"
+        "import time; from ds_higgs.job.stopping import StopRequests\n"
         "with StopRequests() as stop:\n"
         "    print('ready', flush=True)\n"
         "    while not stop.requested(): time.sleep(0.01)\n"
@@ -63,7 +63,7 @@ def test_two_interrupts_stop_at_once():
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "noted\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    assert process.wait(timeout=HANG_S) == 130
     assert "without saving" in process.stderr.read()
 
 
@@ -74,11 +74,10 @@ def test_no_launcher_is_never_lost():
     assert "-m ds_higgs" in launcher.resume_command()
 
 
-CHILD = "import sys, time; from ds_higgs.launcher import find_launcher\nlauncher = find_launcher()\n" + (
+CHILD = "import sys, time; from ds_higgs.job.launcher import find_launcher\nlauncher = find_launcher()\n" + (
     "print(len(launcher.links), launcher.resume_command(), flush=True)\n"
-    "for _ in range(500):\n"
-    "    if launcher.is_lost(): print('lost', flush=True); break\n"
-    "    time.sleep(0.02)\n"
+    "while not launcher.is_lost(): time.sleep(0.02)\n"
+    "print('lost', flush=True)\n"
 )
 
 
@@ -102,7 +101,6 @@ def test_the_loss_of_either_launcher_process_is_seen(tmp_path, victim):
     lines = [process.stdout.readline().strip() for _ in range(3)]
     assert "2 deepspeed --num_gpus 2" in lines
     inner_id = next(int(line) for line in lines if line.isdigit())
-    time.sleep(0.1)
     os.kill(process.pid if victim == "outer" else inner_id, signal.SIGKILL)
     assert process.stdout.readline().strip() == "lost"
     process.kill()
@@ -115,12 +113,12 @@ def test_a_broken_link_is_a_lost_launcher():
 
 def test_without_file_handles_the_launcher_is_not_lost():
     program = (
-        "import os, resource; from ds_higgs.launcher import Launcher\n"
+        "import os, resource; from ds_higgs.job.launcher import Launcher\n"
         "parent = os.getppid(); grandparent = int(open(f'/proc/{parent}/stat').read().rpartition(')')[2].split()[1])\n"
         "launcher = Launcher(((os.getpid(), parent), (parent, grandparent)), ())\n"
         "print(launcher.is_lost())\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
         "print(launcher.is_lost())"
     )
-    output, errors = run_python(program).communicate(timeout=60)
+    output, errors = run_python(program).communicate(timeout=HANG_S)
     assert output == "False\nFalse\n", errors
