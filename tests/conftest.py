@@ -7,6 +7,32 @@ import pytest
 
 from tests.support.process_state import describe_changes, own_random_numbers, read_process_state, seed_generators
 
+# Module and session fixtures that take seconds: tests of one of them run in one process, which makes it once.
+COSTLY_FIXTURES = ("plain_run", "heard", "place", "run", "higgs_folder", "mixed_dataset", "whisper_base", "counted")
+# Left out of the quick form: what starts processes, and what is slow in itself.
+NOT_FAST = ("integration", "faults", "native", "gpu_free")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="unit tests without the costly ones")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        slow = [item for item in items if _is_costly(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+    for item in items:
+        for name in COSTLY_FIXTURES:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {name}"))
+
+
+def _is_costly(item: pytest.Item) -> bool:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return folder in NOT_FAST or item.get_closest_marker("costly") is not None
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:

@@ -38,6 +38,7 @@ def build_batch(workload: ModuleType, config, kind: str) -> Batch:
     return dataclasses.replace(batch, labels=Labels(text=text, audio=batch.labels.audio))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("kind", ["usual", "one sample", "one without text labels"])
 def test_every_variant_has_the_plain_steps_losses_and_gradients(benchmarks, kind: str):
     workload, step = benchmarks["workload"], benchmarks["step"]

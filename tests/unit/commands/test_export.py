@@ -148,6 +148,7 @@ def test_the_released_base_is_named_with_its_revision(run: Path, tmp_path: Path)
     assert (config["base_model_name_or_path"], config["revision"]) == (RELEASED_REPOSITORY, None)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("layout", ["original", "transformers"])
 def test_a_merged_model_is_a_base_to_go_on_from(run: Path, tiny_base: Path, tmp_path: Path, layout, precision):

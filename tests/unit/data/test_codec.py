@@ -63,7 +63,7 @@ def higgs_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["dac", "higgs"])
+@pytest.fixture(scope="module", params=["dac", pytest.param("higgs", marks=pytest.mark.costly)])
 def codec_folder(request, tiny_base):
     return tiny_base / "codec" if request.param == "dac" else request.getfixturevalue("higgs_folder")
 

@@ -65,6 +65,7 @@ def codes_of(dataset):
     return [dataset[index].audio_ids_concat for index in range(len(dataset))]
 
 
+@pytest.mark.costly
 def test_two_processes_at_once_encode_each_clip_once(manifest, make_rules, tmp_path):
     log = tmp_path / "log"
     context = multiprocessing.get_context("fork")
@@ -81,6 +82,7 @@ def test_two_processes_at_once_encode_each_clip_once(manifest, make_rules, tmp_p
     assert len({process for process, _ in calls}) == 2, "one process did all the work"
 
 
+@pytest.mark.costly
 def test_killed_preparations_end_in_the_codes_of_a_clean_one(manifest, make_rules, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "UNIT_CLIPS", UNIT_CLIPS)
     rules, cache_dir, log = make_rules(), tmp_path / "cache", tmp_path / "log"

@@ -57,6 +57,7 @@ def recogniser(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.costly
 def test_a_voice_is_most_like_itself(speaker_model: Path):
     judge = SpeakerJudge(str(speaker_model))
     low, high = sweep(100, 200), sweep(2000, 4000)
@@ -65,6 +66,7 @@ def test_a_voice_is_most_like_itself(speaker_model: Path):
     assert judge.embed(low, sampling_rate=RATE).norm() == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.costly
 def test_a_recogniser_writes_its_letters(recogniser: Path):
     transcriber = Transcriber(str(recogniser))
     text = transcriber.transcribe(sweep(100, 4000), sampling_rate=RATE)

@@ -62,6 +62,7 @@ def test_loudness_and_a_shift_do_not_count(speech: np.ndarray):
     assert distance(shifted, speech) < 0.5
 
 
+@pytest.mark.costly
 def test_a_slower_copy_is_aligned(speech: np.ndarray):
     slower = librosa.effects.time_stretch(speech, rate=0.8)
     assert distance(slower, speech) < 0.5 * distance(load("speaker_004_00"), speech)
