@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ds_higgs import setup
 from ds_higgs.config import Config
@@ -123,7 +124,7 @@ def _manifest_check(config: Config, manifest: Path, rules: SampleRules, report: 
 
 
 def _statistics_table(name: str, statistics: ManifestStatistics) -> Table:
-    table = Table(title=name, title_justify="left", show_header=False)
+    table = Table(title=Text(name), title_justify="left", show_header=False)
     speakers = list(statistics.speakers.items())
     shown = ", ".join(f"{speaker} ({count})" for speaker, count in speakers[:MAX_SPEAKERS])
     more = f" and {len(speakers) - MAX_SPEAKERS} more" if len(speakers) > MAX_SPEAKERS else ""
@@ -137,7 +138,7 @@ def _statistics_table(name: str, statistics: ManifestStatistics) -> Table:
         "speakers": f"{len(speakers)}: {shown}{more}" if speakers else "none named",
     }
     for row in rows.items():
-        table.add_row(*row)
+        _add_row(table, *row)
     return table
 
 
@@ -146,8 +147,13 @@ def _problems_table(title: str, problems: list[Problem]) -> Table:
     for column in ("sample", "problem", "expected"):
         table.add_column(column, overflow="fold")
     for problem in problems:
-        table.add_row(problem.sample, problem.message, problem.expected or "")
+        _add_row(table, problem.sample, problem.message, problem.expected or "")
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Cells as they are: a file's name or a role may hold what would be markup."""
+    table.add_row(*map(Text, cells))
 
 
 def _shown(percentiles: dict[str, float]) -> str:
