@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs.config import Config
-from ds_higgs.config_file import load_config, read_yaml, write_config
+from ds_higgs.config.file import load_config, read_yaml, write_config
 from ds_higgs.errors import UserError
 from ds_higgs.files import mend_folders, read_json, read_json_lines, set_aside, write_json
 

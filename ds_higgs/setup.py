@@ -19,9 +19,9 @@ from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks, logger
+from ds_higgs.job.preflight import check_folder_writable
 from ds_higgs.model.generation import Sampling
 from ds_higgs.model.loading import load_tokenizer, read_model_config
-from ds_higgs.preflight import check_folder_writable
 from ds_higgs.run_folder import RunFolder
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.speech.samples import Speaker, choose_prompts

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, ValidationError
 
 from ds_higgs.config import Config, Section
-from ds_higgs.config_file import validate_config
+from ds_higgs.config.file import validate_config
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json, write_json
 from ds_higgs.run_folder import RECORD_FILE

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ds_higgs.config_types import MAX_COUNT, MAX_SECONDS, MAX_SEED
+from ds_higgs.config.types import MAX_COUNT, MAX_SECONDS, MAX_SEED
 
 
 def count(text: str) -> int:

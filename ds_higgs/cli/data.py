@@ -7,7 +7,7 @@ from pathlib import Path
 from ds_higgs.cli.arguments import count, seed, share
 from ds_higgs.config import Config
 from ds_higgs.data.sources.opening import FORMS
-from ds_higgs.preflight import check_file_writable
+from ds_higgs.job.preflight import check_file_writable
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 

@@ -13,10 +13,10 @@ from ds_higgs.cli.arguments import card_gib, count, positive, seed
 from ds_higgs.cli.data import add_commands as add_data_commands
 from ds_higgs.cli.speech import add_commands as add_speech_commands
 from ds_higgs.config import Config
-from ds_higgs.config_file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
+from ds_higgs.config.file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
 from ds_higgs.errors import UserError
+from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 from ds_higgs.job.process_exit import run_and_exit
-from ds_higgs.preflight import check_file_writable, check_folder_writable
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ds_higgs.cli.arguments import count, count_or_zero, device, positive_or_zero, seconds, seed, share
 from ds_higgs.errors import UserError
-from ds_higgs.preflight import check_file_writable, check_folder_writable
+from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
     from ds_higgs.commands.generate import SpeechOptions

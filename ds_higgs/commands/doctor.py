@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ds_higgs.errors import UserError
-from ds_higgs.preflight import is_installed
+from ds_higgs.job.preflight import is_installed
 
 BOSON = ("boson-multimodal", "0.1.1", "pip install --no-deps boson-multimodal==0.1.1")
 

@@ -17,7 +17,7 @@ import torch
 from ds_higgs import setup
 from ds_higgs.commands.tune_trial import TrialResult, run_trial
 from ds_higgs.config import Config, EvalConfig, LoggingConfig
-from ds_higgs.config_file import resolved, validate_config, write_config
+from ds_higgs.config.file import resolved, validate_config, write_config
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json_lines, write_atomically, write_json
 from ds_higgs.job import distributed

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs.config import Config
-from ds_higgs.config_file import write_config
+from ds_higgs.config.file import write_config
 from ds_higgs.run_folder import RunFolder
 
 OUT_OF_MEMORY_SIGNS = ("out of memory", "OutOfMemoryError", "DefaultCPUAllocator: can't allocate", "Signal 9 (SIGKILL)")

@@ -17,10 +17,10 @@ from ds_higgs.data.problems import Problem
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics
 from ds_higgs.errors import UserError
+from ds_higgs.job.preflight import check_trackers
 from ds_higgs.losses import normalised_codebook_weights
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
-from ds_higgs.preflight import check_trackers
 from ds_higgs.training.zero import build_deepspeed_config
 
 Result = TypeVar("Result")

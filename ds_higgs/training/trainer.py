@@ -23,18 +23,18 @@ from ds_higgs.checkpoint import (
     save_checkpoint,
 )
 from ds_higgs.config import Config
-from ds_higgs.config_file import fixed_values, resolved
+from ds_higgs.config.file import fixed_values, resolved
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import write_json
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks, logger
 from ds_higgs.job.failures import FailureWatch
 from ds_higgs.job.launcher import find_launcher
+from ds_higgs.job.preflight import check_trackers
 from ds_higgs.job.run_lock import RunLock
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
-from ds_higgs.preflight import check_trackers
 from ds_higgs.run_folder import BEST, FINAL, RunFolder, step_name
 from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.training.best import Best

@@ -15,7 +15,7 @@ from peft import PeftModel
 
 from ds_higgs import setup
 from ds_higgs.batch import IGNORE_INDEX, MODEL_INPUT_NAMES
-from ds_higgs.config_file import load_config
+from ds_higgs.config.file import load_config
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.model.loading import HiggsAudioModel

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ds_higgs.config_file import SHORT_FLAGS, known_keys
+from ds_higgs.config.file import SHORT_FLAGS, known_keys
 
 Values = dict[str, Any]
 KEYS = sorted(key for key, _, _ in known_keys())

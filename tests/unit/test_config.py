@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ds_higgs.cli.main import parse_overrides
-from ds_higgs.config_file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value, resolved, write_config
+from ds_higgs.config.file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value, resolved, write_config
 from ds_higgs.errors import UserError
 
 MINIMAL = {"run.output_dir": "out", "model.base": "base", "data.train_manifest": "train.json"}

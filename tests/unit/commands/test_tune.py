@@ -11,7 +11,7 @@ from ds_higgs.commands import tune_trial
 from ds_higgs.commands.tune import Tuner, apply_changes, batch_axis, write_report
 from ds_higgs.commands.tune_trial import TrialResult, read_metrics, run_trial
 from ds_higgs.config import Config, EvalConfig
-from ds_higgs.config_file import load_config
+from ds_higgs.config.file import load_config
 from ds_higgs.training.zero import MONITOR_KEYS, build_deepspeed_config
 from tests.support.launching import ROOT
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from ds_higgs.config_file import load_config
+from ds_higgs.config.file import load_config
 from ds_higgs.errors import UserError
 from ds_higgs.job.distributed import Ranks
+from ds_higgs.job.preflight import TRACKER_PACKAGES
 from ds_higgs.job.stopping import StopRequests
-from ds_higgs.preflight import TRACKER_PACKAGES
 from ds_higgs.training import engine
 from ds_higgs.training.trainer import Trainer
 

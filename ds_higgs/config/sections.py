@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ds_higgs.config_types import (
+from ds_higgs.config.types import (
     Count,
     CountOrZero,
     FilePath,

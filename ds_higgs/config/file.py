@@ -9,10 +9,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ds_higgs.config import Config
+from ds_higgs.config.sections import Config
+from ds_higgs.config.yaml_text import parse_yaml
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_atomically
-from ds_higgs.yaml_text import parse_yaml
 
 # The flags that people of this field type, and the keys they stand for.
 SHORT_FLAGS = {

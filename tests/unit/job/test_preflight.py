@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ds_higgs.errors import UserError
-from ds_higgs.preflight import (
+from ds_higgs.job.preflight import (
     TRACKER_PACKAGES,
     check_file_writable,
     check_folder_writable,

@@ -1,0 +1,23 @@
+"""The configuration: its sections, its file, and the one source of every default."""
+
+from ds_higgs.config.sections import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    LoggingConfig,
+    LossConfig,
+    OptimConfig,
+    Section,
+    ZeroConfig,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "LoggingConfig",
+    "LossConfig",
+    "OptimConfig",
+    "Section",
+    "ZeroConfig",
+]
