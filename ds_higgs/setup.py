@@ -20,6 +20,7 @@ from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks, logger
 from ds_higgs.job.preflight import check_folder_writable
+from ds_higgs.job.stopping import StopRequests
 from ds_higgs.model.generation import Sampling
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 from ds_higgs.run_folder import RunFolder
@@ -60,12 +61,16 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
     )
 
 
-def build_dataset(config: Config, manifest: Path, rules: SampleRules, ranks: Ranks) -> HiggsDataset:
+def build_dataset(
+    config: Config, manifest: Path, rules: SampleRules, ranks: Ranks, stop: StopRequests | None = None
+) -> HiggsDataset:
     """The samples of a manifest, checked, their audio in the code cache; every rank encodes its share.
 
     Raises:
         UserError: with every problem of the manifest.
+        Stopped: a rank was asked to stop; what is encoded stays in the cache.
     """
+    stop = stop or StopRequests()
     with encoding_progress(manifest, enabled=ranks.is_main and config.logging.progress) as progress:
         return data_build.build_dataset(
             manifest,
@@ -73,7 +78,13 @@ def build_dataset(config: Config, manifest: Path, rules: SampleRules, ranks: Ran
             cache_dir=code_cache_dir(config.data),
             on_bad_sample=config.data.on_bad_sample,
             device=str(distributed.training_device(ranks)),
-            ranks=data_build.Ranks(ranks.rank, ranks.world_size, distributed.gather_bytes),
+            ranks=data_build.Ranks(
+                ranks.rank,
+                ranks.world_size,
+                distributed.gather_bytes,
+                stop_requested=stop.requested_anywhere,
+                stop_here=stop.stop_here,
+            ),
             progress=progress,
         )
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +29,15 @@ class Ranks:
 
     gather: gives every rank all ranks' bytes, by rank. It is their own channel: what ranks tell each other lies in no
         folder where another job could find it.
+    stop_requested: whether this rank was asked to stop; it then leaves its share where it is.
+    stop_here: raises on all ranks where any was asked to stop; they call it together.
     """
 
     rank: int = 0
     world_size: int = 1
     gather: Callable[[bytes], list[bytes]] = lambda content: [content]
+    stop_requested: Callable[[], bool] = lambda: False
+    stop_here: Callable[[], None] = lambda: None
 
 
 def build_dataset(
@@ -112,9 +117,11 @@ class Preparation:
         memo = HashMemo(self._cache_dir)
         audio_root = self._rules.audio_root or self.manifest.parent
         finder = ClipFinder(self._cache, memo, audio_root=audio_root, limits=self._rules.limits)
-        entries = share_of(self.manifest, self._ranks.rank, self._ranks.world_size)
+        share = share_of(self.manifest, self._ranks.rank, self._ranks.world_size)
+        entries = takewhile(lambda entry: not self._ranks.stop_requested(), share)
         part = analyse(entries, self.manifest, self._rules, finder)
         memo.save()
+        self._ranks.stop_here()
         self.parts = exchange_parts(part, self._ranks.gather)
         self.problems = list(self.parts.problems)
         if not self.problems and not self.parts.clips:
@@ -138,9 +145,11 @@ class Preparation:
             helpers = start_helpers(num_processes - 1, self.manifest, self._cache_dir, codec, units, devices)
         load_codec = (lambda: codec.load(devices[0])) if devices else None
         encoder = Encoder(self._cache, self.manifest, load_codec, rate=codec.sampling_rate)
-        encoder.encode_all(units, first=self._ranks.rank * len(units) // self._ranks.world_size, progress=progress)
+        first = self._ranks.rank * len(units) // self._ranks.world_size
+        encoder.encode_all(units, first=first, progress=progress, stop=self._ranks.stop_requested)
         for helper in helpers:
             helper.join()
+        self._ranks.stop_here()
         self.problems += self._audio_problems(self._exchange_failures(encoder.failures))
         self._cache.scan()
 

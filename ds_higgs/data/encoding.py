@@ -3,8 +3,10 @@
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -158,9 +160,20 @@ def start_helpers(
         device = devices[(number + 1) % len(devices)]
         arguments = (manifest, cache_dir, codec, units, device, first, os.getpid())
         helper = context.Process(target=_help, args=arguments, daemon=True)
-        helper.start()
+        with _started_without_interrupts():
+            helper.start()
         helpers.append(helper)
     return helpers
+
+
+@contextmanager
+def _started_without_interrupts() -> Iterator[None]:
+    """A process started meanwhile ignores Ctrl-C from its first moment: its parent tells, and ends it."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _help(

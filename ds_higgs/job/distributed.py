@@ -42,23 +42,12 @@ def read_ranks() -> Ranks:
 
 
 def init_process_group() -> Ranks:
-    """Start torch.distributed through DeepSpeed: NCCL where there is a GPU, gloo otherwise.
-
-    Without a launcher the variables that DeepSpeed reads are set for a group of one, so that it does not look for MPI.
-    """
+    """Start torch.distributed through DeepSpeed: NCCL where there is a GPU, gloo otherwise."""
     prepare_compiler()
     import deepspeed
 
     ranks = read_ranks()
-    defaults = {
-        "RANK": str(ranks.rank),
-        "WORLD_SIZE": str(ranks.world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()) if ranks.world_size == 1 else "29500",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
+    complete_environment(ranks)
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
     if not dist.is_initialized():
@@ -68,6 +57,19 @@ def init_process_group() -> Ranks:
         barrier()
         _unlink_shared_memory(ranks.rank)
     return ranks
+
+
+def complete_environment(ranks: Ranks) -> None:
+    """Set what a launcher sets, for a group of one where there is none: DeepSpeed would look for MPI."""
+    defaults = {
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()) if ranks.world_size == 1 else "29500",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
 
 
 def destroy_process_group() -> None:
@@ -96,6 +98,12 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank; all ranks have to call this together."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return all_reduce_sum(torch.tensor(float(flag), device=device)).item() > 0
 
 
 def barrier() -> None:

@@ -1,6 +1,7 @@
 """Lets a run be heard while it trains: the same validation prompts again and again, each rank its share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ class Listener:
         self._speaker = speaker
         self._ranks = ranks
 
-    def listen(self, engine: DeepSpeedEngine, step: int) -> list[dict[str, Any]]:
+    def listen(
+        self, engine: DeepSpeedEngine, step: int, *, stop: Callable[[], bool] = lambda: False
+    ) -> list[dict[str, Any]]:
         """Speak to samples/step-XXXXXXXX/NNN.wav; the rows of all ranks, in the prompts' order, on every rank.
 
-        Draws nothing from the random state of training.
+        `stop` is asked before each prompt whether to leave the rest. Draws nothing from the random state of training.
         """
         folder = RunFolder(self.run_dir).samples
         self._speaker.save_originals(folder, self._own)
-        rows = speak_all(engine.module.higgs, self._own, self._speaker, folder / step_name(step))
+        prompts = takewhile(lambda prompt: not stop(), self._own)
+        rows = speak_all(engine.module.higgs, prompts, self._speaker, folder / step_name(step))
         for row in rows:
             row["file"] = str(Path(row["file"]).relative_to(self.run_dir))
         return sorted(self._gather(rows), key=lambda row: row["number"])

@@ -1,6 +1,6 @@
 """Speaks a fixed set of prompts, measures what comes out and saves it as WAV files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Speaker:
 
 def speak_all(
     model: PeftModel | HiggsAudioModel,
-    items: Sequence[FixedPrompt],
+    items: Iterable[FixedPrompt],
     speaker: Speaker,
     folder: Path,
     *,

@@ -5,7 +5,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,11 @@ class MetricsFile:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines after `step`, and with a warning those that are damaged: the run goes on from there."""
+    def rewind(self, step: int, *, without: Collection[str] = ()) -> None:
+        """Drop the lines after `step`, those `without` events at it, and with a warning those that are damaged."""
         if not self.enabled or not self.path.exists():
             return
-        kept = [line for line in read_json_lines(self.path) if is_event(line) and _keep(line, step)]
+        kept = [line for line in read_json_lines(self.path) if is_event(line) and _keep(line, step, without)]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
@@ -136,7 +136,9 @@ class Progress:
         self._bar.close()
 
 
-def _keep(line: Mapping[str, Any], step: int) -> bool:
+def _keep(line: Mapping[str, Any], step: int, without: Collection[str]) -> bool:
+    if line["step"] == step and line["event"] in without:
+        return False
     return line["step"] <= step and line["event"] != "end"
 
 

@@ -14,6 +14,7 @@ class Position:
     skipped_steps: without an update, for a loss or gradient that was not finite.
     audio_targets_seen: None where the run went on from a checkpoint that did not count them.
     validation_loss: of the last validation.
+    validation_due, listening_due: at this step; a stop puts them off until the run goes on.
     losses: by name, of the last validation; of the last step where there was none.
     """
 
@@ -23,6 +24,8 @@ class Position:
     audio_targets_seen: int | None = 0
     skipped_steps: int = 0
     validation_loss: float | None = None
+    validation_due: bool = False
+    listening_due: bool = False
     losses: dict[str, float] = field(default_factory=dict)
     losses_are_of: Literal["validation", "training"] = "training"
 
@@ -47,3 +50,8 @@ class Position:
         self.losses_are_of = of
         if of == "validation":
             self.validation_loss = values["loss"]
+
+    def events_due(self) -> set[str]:
+        """The events in metrics.jsonl of what is due: what it holds of them at this step does not count."""
+        due = {"eval": self.validation_due, "sample": self.listening_due}
+        return {event for event, is_due in due.items() if is_due}

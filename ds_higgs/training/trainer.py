@@ -1,8 +1,8 @@
 """The training run: set-up, loop, and what happens every so many steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,16 @@ from ds_higgs.files import write_json
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks, logger
 from ds_higgs.job.failures import FailureWatch
-from ds_higgs.job.launcher import find_launcher
+from ds_higgs.job.launcher import Launcher, find_launcher
+from ds_higgs.job.lossy_output import lossy_output
+from ds_higgs.job.peers import SILENCE_SECONDS
 from ds_higgs.job.preflight import check_trackers
 from ds_higgs.job.run_lock import RunLock
-from ds_higgs.job.stopping import StopRequests
+from ds_higgs.job.stopping import Stopped, StopRequests
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
 from ds_higgs.run_folder import BEST, FINAL, RunFolder, step_name
-from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
+from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.best import Best
 from ds_higgs.training.engine import (
     build_engine,
@@ -45,10 +47,11 @@ from ds_higgs.training.engine import (
     decide_checkpointing,
     log_parameters,
 )
+from ds_higgs.training.evaluations import Evaluations
 from ds_higgs.training.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
 from ds_higgs.training.position import Position
 from ds_higgs.training.train_step import LossWeights, NonFiniteError, StepResult, train_step
-from ds_higgs.training.validation import build_loss_weights, evaluate
+from ds_higgs.training.validation import build_loss_weights
 from ds_higgs.training.zero import build_deepspeed_config
 
 
@@ -59,19 +62,30 @@ def train(config: Config) -> None:
         UserError: where the configuration, the data, the base checkpoint or the checkpoint to resume from is wrong, or
             another job trains in the same folder.
     """
-    ranks = distributed.init_process_group()
-    try:
-        distributed.set_up_logging(ranks)
-        launcher = find_launcher()
-        watch = FailureWatch(
-            config.run.output_dir, rank=ranks.rank, world_size=ranks.world_size, launcher_is_lost=launcher.is_lost
-        )
-        with RunLock(config.run.output_dir), watch, StopRequests(launcher.is_lost) as stop_requests:
+    ranks, launcher = distributed.read_ranks(), find_launcher()
+    distributed.complete_environment(ranks)
+    with FailureWatch(None, rank=ranks.rank, world_size=ranks.world_size, launcher_is_lost=launcher.is_lost) as watch:
+        distributed.init_process_group()
+        try:
+            distributed.set_up_logging(ranks)
+            with RunLock(config.run.output_dir), watch.in_folder(config.run.output_dir), lossy_output():
+                _train(config, ranks, launcher, watch)
+        finally:
+            distributed.destroy_process_group()
+
+
+def _train(config: Config, ranks: Ranks, launcher: Launcher, watch: FailureWatch) -> None:
+    with StopRequests(launcher.is_lost) as stop_requests:
+        watch.share(stop_requests)
+        try:
             trainer = Trainer.set_up(config, ranks, stop_requests)
-            if trainer.fit() is Outcome.STOPPED:
-                logger.info("stopped and saved; to go on: %s", launcher.resume_command())
-    finally:
-        distributed.destroy_process_group()
+            watch.checks.append(partial(trainer.train_loader.workers.stopped, looks=round(SILENCE_SECONDS)))
+            outcome = trainer.fit()
+        except Stopped:
+            outcome = Outcome.STOPPED
+        if outcome is Outcome.STOPPED:
+            reason = stop_requests.reason or stop_requests.heard
+            logger.info("stopped (%s); to go on: %s", reason, launcher.resume_command())
 
 
 class Outcome(Enum):
@@ -103,8 +117,6 @@ class Trainer:
         self.stop_requests = stop_requests
         self.engine = engine
         self.train_loader = train_loader
-        self.val_loader = val_loader
-        self.listener = listener
         self.weights = weights
         self.total_steps = total_steps
         self._resolved = resolved(config)
@@ -112,10 +124,24 @@ class Trainer:
         self.best = Best(config.eval.best_by, config.eval.patience)
         self.folder = RunFolder(config.run.output_dir)
         self.metrics = MetricsFile(self.folder.metrics_file, enabled=ranks.is_main)
+        self.evaluations = Evaluations(
+            engine,
+            val_loader=val_loader,
+            listener=listener,
+            weights=weights,
+            max_batches=config.eval.max_batches,
+            metrics=self.metrics,
+            stop_requests=stop_requests,
+            keep_best=self._keep_best,
+        )
 
     @classmethod
     def set_up(cls, config: Config, ranks: Ranks, stop_requests: StopRequests) -> "Trainer":
-        """Build everything a run needs; what can be wrong is found before weights are read and anything is written."""
+        """Build everything a run needs; what can be wrong is found before weights are read and anything is written.
+
+        Raises:
+            Stopped: a rank was asked to stop meanwhile.
+        """
         torch.use_deterministic_algorithms(config.run.deterministic)
         deepspeed_config = build_deepspeed_config(config)
         check_trackers(deepspeed_config)
@@ -128,12 +154,12 @@ class Trainer:
         base = resolve_base(config.model.base, config.model.revision)
         rules = setup.build_sample_rules(config.data, base)
         weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
-        train_set = setup.build_dataset(config, config.data.train_manifest, rules, ranks)
+        train_set = setup.build_dataset(config, config.data.train_manifest, rules, ranks, stop_requests)
         train_loader = setup.build_train_loader(config, train_set, rules, ranks)
         datasets = [train_set]
         val_loader, listener = None, None
         if config.data.val_manifest is not None:
-            val_set = setup.build_dataset(config, config.data.val_manifest, rules, ranks)
+            val_set = setup.build_dataset(config, config.data.val_manifest, rules, ranks, stop_requests)
             val_loader = setup.build_val_loader(config, val_set, rules, ranks)
             listener = setup.build_listener(config, val_set, rules, ranks)
             datasets.append(val_set)
@@ -141,6 +167,7 @@ class Trainer:
         checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
 
         # 2. Model and engine.
+        stop_requests.stop_here()
         longest = int(train_set.lengths.max())
         memory_settings = decide_checkpointing(config, memory_settings, longest=longest, ranks=ranks)
         model = build_lora_model(config, base, memory_settings)
@@ -159,10 +186,12 @@ class Trainer:
         )
 
         # 3. Where the run goes on, and its folder.
+        stop_requests.stop_here()
         if checkpoint is not None:
             trainer.resume(checkpoint)
         distributed.on_main_rank(lambda: trainer.take_over_folder(deepspeed_config, starts_anew=checkpoint is None))
-        trainer.metrics.rewind(trainer.position.step if checkpoint is not None else -1)
+        position = trainer.position
+        trainer.metrics.rewind(position.step if checkpoint is not None else -1, without=position.events_due())
         distributed.on_main_rank(lambda: setup.list_rejected(config.run.output_dir, *datasets))
         if checkpoint is not None:
             trainer.metrics.write("resume", step=trainer.position.step, checkpoint=str(checkpoint))
@@ -171,8 +200,8 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the last step, or until a stop is asked for, validating and saving on the way."""
         if self.position.step == 0:
-            self.validate()
-            self.listen()
+            self._note_evaluations()
+        self.evaluations.make(self.position)
         progress = Progress(
             total_steps=self.total_steps,
             done_steps=self.position.step,
@@ -180,30 +209,23 @@ class Trainer:
             log_steps=self.config.logging.log_steps,
             enabled=self.ranks.is_main,
         )
-        outcome = Outcome.DONE
         for epoch, micro_batches, timer in self._steps():
-            values, stop = self.train_one_step(epoch, micro_batches, timer)
+            values = self.train_one_step(epoch, micro_batches, timer)
             progress.step(self.position.step, values)
-            if self._due(self.config.eval.eval_steps):
-                self.validate()
-            if self._due(self.config.eval.audio_every or self.config.eval.eval_steps):
-                self.listen()
-            last = stop or self.finished
+            self._note_evaluations()
+            self.evaluations.make(self.position)
+            last = self.stop_requests.is_agreed or self.finished
             if last or self._due(self.config.checkpoint.save_steps):
                 self.save(may_fail=not last and self.config.checkpoint.on_save_error == "warn")
-            if stop and not self.finished:
-                outcome = Outcome.STOPPED
-                break
         progress.close()
-        if self.best.is_over:
-            outcome = Outcome.NO_BETTER
+        outcome = self._outcome()
         self.metrics.write("end", step=self.position.step, reason=outcome.value)
         if outcome is not Outcome.STOPPED:
             logger.info("%s: the adapter is in %s", outcome.value, self.folder.adapters / FINAL)
         return outcome
 
-    def train_one_step(self, epoch: int, micro_batches: list[Batch], timer: StepTimer) -> tuple[dict[str, Any], bool]:
-        """Make one optimizer step and record it; also tells whether any rank was asked to stop."""
+    def train_one_step(self, epoch: int, micro_batches: list[Batch], timer: StepTimer) -> dict[str, Any]:
+        """Make one optimizer step and record it; all ranks learn in it whether any of them was asked to stop."""
         learning_rate = self.engine.get_lr()[0]
         num_samples = sum(len(batch.sample_ids) for batch in micro_batches)
         num_tokens = sum(batch.num_tokens for batch in micro_batches)
@@ -222,6 +244,7 @@ class Trainer:
             self._record_non_finite(micro_batches, result)
             self.position.skipped_steps += 1
         num_samples, num_tokens, stop_requests = (int(total) for total in result.extra)
+        self.stop_requests.settle(stop_requests > 0)
         self.position.advance(samples=num_samples, tokens=num_tokens, audio_targets=result.num_audio_targets)
         values = step_values(
             result,
@@ -236,49 +259,25 @@ class Trainer:
         if self.position.step % self.config.logging.log_steps == 0:
             shown = ("loss", "text_loss", "audio_loss", "learning_rate", "grad_norm", "tokens_per_second")
             track(self.engine, self.position.step, {f"train/{name}": values[name] for name in shown})
-        return values, stop_requests > 0
-
-    def validate(self) -> None:
-        """Record the losses on the validation manifest, where there is one."""
-        if self.val_loader is None:
-            return
-        # From the first micro-batch on, although `max_batches` may have left the loader in the middle.
-        self.val_loader.epoch, self.val_loader.micro_batches_done = 0, 0
-        batches = (batch for [batch] in islice(self.val_loader, self.config.eval.max_batches))
-        values = eval_values(evaluate(self.engine, batches, self.weights))
-        logger.info(
-            "step %d: validation loss %.4f  text %.4f  audio %.4f",
-            self.position.step,
-            values["loss"],
-            values["text_loss"],
-            values["audio_loss"],
-        )
-        self.position.remember_losses(values, "validation")
-        self.metrics.write("eval", step=self.position.step, **values)
-        shown = ("loss", "text_loss", "audio_loss")
-        track(self.engine, self.position.step, {f"val/{name}": values[name] for name in shown})
-        self._keep_best(values)
-
-    def listen(self) -> None:
-        """Record what the model says to the fixed validation prompts, where there are any."""
-        if self.listener is None:
-            return
-        step = self.position.step
-        rows = self.listener.listen(self.engine, step)
-        for row in rows:
-            self.metrics.write("sample", step=step, **row)
-        values = summarise_rows(rows)
-        logger.info("step %d: %d samples, %.0f %% ended by the model", step, len(rows), 100 * values["stop_rate"])
-        track(self.engine, step, {f"samples/{name}": value for name, value in values.items()})
-        log_audio(self.engine, self.folder.path, rows, step)
-        self._keep_best(values)
+        return values
 
     @property
     def finished(self) -> bool:
         """Whether there is no step left to make."""
         return self.position.step == self.total_steps or self.best.is_over
 
-    def _keep_best(self, values: dict[str, Any]) -> None:
+    def _outcome(self) -> Outcome:
+        if self.stop_requests.is_agreed and (not self.finished or self.position.events_due()):
+            return Outcome.STOPPED
+        return Outcome.NO_BETTER if self.best.is_over else Outcome.DONE
+
+    def _note_evaluations(self) -> None:
+        """Note what is to be evaluated at this step."""
+        every = self.config.eval
+        self.position.validation_due = self._due(every.eval_steps)
+        self.position.listening_due = self._due(every.audio_every or every.eval_steps)
+
+    def _keep_best(self, values: Mapping[str, Any]) -> None:
         """Save the adapter as adapters/best where an evaluation is the best so far, by `eval.best_by`."""
         if self.best.update(values, step=self.position.step):
             self._save_adapter(BEST)
@@ -354,14 +353,18 @@ class Trainer:
     def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:
         """The rest of the run: epoch (from 1), this rank's micro-batches, a timer that started with loading them."""
         timer = StepTimer()
-        while not self.finished:
+        while not self._is_over:
             epoch = self.train_loader.epoch + 1
             timer.start()
             for micro_batches in self.train_loader:
                 yield epoch, micro_batches, timer
-                if self.finished:
+                if self._is_over:
                     return
                 timer.start()
+
+    @property
+    def _is_over(self) -> bool:
+        return self.finished or self.stop_requests.is_agreed
 
     def _due(self, every: int) -> bool:
         return self.position.step % every == 0 or self.position.step == self.total_steps

@@ -4,6 +4,7 @@ FAULT is "RANK:CALL:KIND", done by that rank at that call of `train_step` in thi
     raise, oom   an exception
     nan          a weight is NaN during this call
     stop         SIGTERM to itself: the run stops after its next step
+"RANK:CALL:validation" is SIGTERM to itself as that validation begins.
 RECORD is a folder: every rank writes there which samples it trained on, a line per step.
 """
 
@@ -18,10 +19,10 @@ from typing import Any
 import torch
 
 from ds_higgs.cli.main import entry_point
-from ds_higgs.training import trainer
+from ds_higgs.training import evaluations, trainer
 
-usual_step = trainer.train_step
-calls = 0
+usual_step, usual_validation = trainer.train_step, evaluations.evaluate
+calls, validations = 0, 0
 
 
 def observed_step(engine: Any, micro_batches: list, *args: Any, **kwargs: Any) -> Any:
@@ -30,13 +31,21 @@ def observed_step(engine: Any, micro_batches: list, *args: Any, **kwargs: Any) -
     if "RECORD" in os.environ:
         _record(engine.global_rank, [sample for batch in micro_batches for sample in batch.sample_ids])
     rank, call, kind = os.environ.get("FAULT", "0:0:none").split(":")
-    if (engine.global_rank, calls) != (int(rank), int(call)):
+    if (engine.global_rank, calls) != (int(rank), int(call)) or kind == "validation":
         return usual_step(engine, micro_batches, *args, **kwargs)
     if kind == "nan":
         with _a_weight_is_nan(engine):
             return usual_step(engine, micro_batches, *args, **kwargs)
     _fail(kind)
     return usual_step(engine, micro_batches, *args, **kwargs)
+
+
+def observed_validation(engine: Any, *args: Any) -> Any:
+    global validations
+    validations += 1
+    if os.environ.get("FAULT") == f"{engine.global_rank}:{validations}:validation":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return usual_validation(engine, *args)
 
 
 def _record(rank: int, samples: list[str]) -> None:
@@ -64,6 +73,7 @@ def _a_weight_is_nan(engine: Any) -> Iterator[None]:
 
 
 trainer.train_step = observed_step
+evaluations.evaluate = observed_validation
 
 if __name__ == "__main__":
     entry_point()

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from tests.faults.terminal import Terminal
 from tests.support import launching
 from tests.support.patience import HANG_S, patience
 
@@ -71,6 +72,7 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     module: str = "ds_higgs"
     file_size_limit_kib: int | None = None
+    in_terminal: bool = False
 
     def __post_init__(self) -> None:
         self.run_dir = Path(yaml.safe_load(self.config.read_text())["run"]["output_dir"])
@@ -80,15 +82,15 @@ class Job:
         command = [str(part) for part in launching.deepspeed(self.ranks, *train)]
         if self.file_size_limit_kib is not None:
             command = ["bash", "-c", f'ulimit -f {self.file_size_limit_kib}; exec "$@"', "bash", *command]
-        with self.log.open("wb") as output:
-            self.launcher = psutil.Popen(
-                command,
-                cwd=launching.ROOT,
-                env=launching.free_environment(self.env),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        options = {"cwd": launching.ROOT, "env": launching.free_environment(self.env)}
+        if self.in_terminal:
+            self.terminal = Terminal(self.log)
+            self.launcher = self.terminal.start(command, psutil.Popen, **options)
+        else:
+            with self.log.open("wb") as output:
+                self.launcher = psutil.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **options
+                )
         self.known: dict[int, psutil.Process] = {self.launcher.pid: self.launcher}
 
     @property

@@ -189,8 +189,33 @@ def exact(bench: Bench) -> list[str]:
     return ["with LoRA dropout, activation checkpointing, 2 data workers and a token budget", *rows]
 
 
+def suspensions(bench: Bench) -> list[str]:
+    """Both ranks suspended for longer than the watch's patience, again and again; then on to the end."""
+    config, reference = bench.config("suspensions"), bench.undisturbed
+    hits = scenarios.suspend_all_ranks(config, bench.counts.suspensions, seconds=30)
+    scenarios.same(scenarios.run_to_the_end(config), reference)
+    return [f"{len(hits)} suspensions, 0 false ends; then as undisturbed, bit for bit", *map(str, hits)]
+
+
+def hang_ups(bench: Bench) -> list[str]:
+    """The job's terminal goes away at random moments; then on to the end."""
+    config, reference = bench.config("hang-ups"), bench.undisturbed
+    hits = scenarios.hang_up(config, bench.counts.hang_ups, bench.chance)
+    scenarios.same(scenarios.run_to_the_end(config), reference)
+    slowest = max(hit.seconds for hit in hits)
+    return [f"{len(hits)} hang-ups, slowest end {slowest:.1f} s; then as undisturbed, bit for bit", *map(str, hits)]
+
+
+def starts(bench: Bench) -> list[str]:
+    """Other starts in the folder of a run that goes on."""
+    config = write_config(bench.folder / "starts", bench.base, run={"max_steps": 100_000, "epochs": 100_000})
+    hits = scenarios.start_again(config, bench.counts.starts)
+    return [f"{len(hits)} other starts in one folder, all refused; the first run unharmed", *map(str, hits)]
+
+
 PARTS: dict[str, Callable[[Bench], list[str]]] = {
-    part.__name__: part for part in (damage, disk, failures, signals, kills, exact, ranks)
+    part.__name__: part
+    for part in (damage, disk, failures, signals, hang_ups, suspensions, starts, kills, exact, ranks)
 }
 
 
@@ -231,6 +256,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--signals", type=int, default=10, help="of each of SIGTERM and SIGUSR1")
     parser.add_argument("--failures", type=int, default=5, help="of each of: killed, raising")
+    parser.add_argument("--hang-ups", type=int, default=5)
+    parser.add_argument("--suspensions", type=int, default=10, help="of 30 s each")
+    parser.add_argument("--starts", type=int, default=20, help="in the folder of a run that goes on")
     parser.add_argument("--minutes", type=float, default=60, help="at most for the blows of kills and of signals")
     parser.add_argument("--seed", type=int, default=0)
     counts = parser.parse_args()

@@ -16,7 +16,7 @@ from pathlib import Path
 from ds_higgs.checkpoint import find_checkpoint
 from ds_higgs.checkpoint.folders import list_checkpoints
 from ds_higgs.checkpoint.marker import read_marker
-from tests.faults.job import Job, last_step, result, step_numbers, write_config
+from tests.faults.job import Job, last_step, read_metrics, result, step_numbers, write_config
 from tests.support import launching
 from tests.support.patience import HANG_S
 
@@ -120,6 +120,57 @@ def start_again(config: Path, times: int) -> list[Hit]:
     steps = [line["step"] for line in step_numbers(job.run_dir)]
     assert steps == list(range(1, len(steps) + 1))
     return hits
+
+
+def suspend_all_ranks(config: Path, times: int, *, seconds: float) -> list[Hit]:
+    """SIGSTOP to both ranks, as when a container is suspended: the run goes on afterwards as if nothing had been."""
+    job = Job(config)
+    hits = []
+    for _ in range(times):
+        assert job.wait_for_step(last_step(job.run_dir) + 1), job.output[-4000:]
+        before, started = last_step(job.run_dir), time.monotonic()
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for rank in range(job.ranks):
+                job.rank(rank).send_signal(number)
+            if number == signal.SIGSTOP:
+                time.sleep(seconds)
+        assert job.wait_for_step(before + 2), job.output[-4000:]
+        hits.append(Hit(f"both ranks suspended for {seconds:.0f} s", before, False, time.monotonic() - started))
+    job.rank(0).send_signal(signal.SIGTERM)
+    job.wait_until_gone(SIGNAL_LIMIT_S)
+    assert not (job.run_dir / "failure.txt").exists()
+    return hits
+
+
+def hang_up(config: Path, times: int, chance: random.Random) -> list[Hit]:
+    """The terminal of a job goes away: its launcher ends at once, its ranks save."""
+    hits = []
+    for _ in range(times):
+        job = Job(config, in_terminal=True)
+        assert job.wait_for_steps(chance.randint(1, 2)), job.output[-4000:]
+        time.sleep(chance.uniform(0, 0.5))
+        job.terminal.hang_up()
+        seconds = job.wait_until_gone(SIGNAL_LIMIT_S)
+        step = last_step(job.run_dir)
+        assert read_metrics(job.run_dir)[-1]["event"] == "end"
+        newest = find_checkpoint(job.run_dir, resume="auto")
+        assert newest is not None
+        assert read_marker(newest).step == step, f"{newest} is not of the last step, {step}"
+        hits.append(Hit("terminal hang-up", step, False, seconds))
+    return hits
+
+
+def stop_in_a_validation(config: Path, *, rank: int, number: int) -> int:
+    """SIGTERM to one rank as a validation of its launch begins: all leave it undone and save; the step."""
+    job = Job(config, module="tests.faults.faulty_train", env={"FAULT": f"{rank}:{number}:validation"})
+    assert job.finish() == 0, job.output[-4000:]
+    assert "to go on: deepspeed" in job.output, job.output[-4000:]
+    step = last_step(job.run_dir)
+    newest = find_checkpoint(job.run_dir, resume="auto")
+    assert newest is not None
+    assert read_marker(newest).step == step, f"{newest} is not of the last step, {step}"
+    assert not [line for line in read_metrics(job.run_dir) if line["event"] == "eval" and line["step"] == step]
+    return step
 
 
 def kill_one_rank(config: Path, ranks: Iterable[int], chance: random.Random) -> list[Hit]:

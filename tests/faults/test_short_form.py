@@ -23,6 +23,7 @@ def test_killed_stopped_and_broken_runs_end_as_if_nothing_had_happened(tmp_path,
     scenarios.kill_everything(config, ["save"], chance)
     scenarios.send_signals(config, [(signal.SIGUSR1, "deepspeed")], chance)
     scenarios.raise_in_one_rank(config, [(1, 2, "raise")])
+    assert scenarios.stop_in_a_validation(config, rank=1, number=1) == 8
     scenarios.same(scenarios.run_to_the_end(config), undisturbed)
     run_dir = config.parent / "run"
     newest = find_checkpoint(run_dir, resume="auto")

@@ -5,6 +5,7 @@ DS_HIGGS_FAULT is "RANK:KIND"; the other ranks only see a collective that does n
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,16 +26,21 @@ def fail(kind: str, run_dir: Path) -> None:
         raise UserError("train.json:3: no audio")
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "suspend":
+        subprocess.Popen(["sh", "-c", f"sleep 26; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def main() -> None:
     run_dir = Path(sys.argv[-1])
     (run_dir / "config.yaml").touch()  # a run's folder
-    dist.init_process_group("gloo")
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     faulty, kind = os.environ["DS_HIGGS_FAULT"].split(":")
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # as training does, whose handler only leaves a note
     with FailureWatch(run_dir, rank=rank, world_size=world_size):
+        if (str(rank), "early") == (faulty, kind):
+            fail("raise", run_dir)
+        dist.init_process_group("gloo")
         for step in range(20):
             if step == 5 and faulty in (str(rank), "all"):
                 fail(kind, run_dir)

@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.manifest import problem_at
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.errors import UserError
+from ds_higgs.job.stopping import Stopped
 from ds_higgs.model.loading import load_model
 from tests.support.patience import HANG_S
 
@@ -157,6 +159,38 @@ def test_ranks_build_the_same_dataset_together(mixed_manifest, make_rules, tmp_p
             assert dataset.sample_id(index) == mixed_dataset.sample_id(index)
             assert torch.equal(dataset[index].input_ids, mixed_dataset[index].input_ids)
             assert torch.equal(dataset[index].audio_ids_concat, mixed_dataset[index].audio_ids_concat)
+
+
+@pytest.mark.parametrize("phase", ["analysis", "encoding"])
+def test_one_rank_that_is_asked_to_stop_ends_the_preparation_of_all(mixed_manifest, make_rules, tmp_path, phase):
+    """Rank 1 is asked; what rank 0 has encoded by then stays, and no data set comes out on either."""
+    barrier = threading.Barrier(2, timeout=60)
+    told: list[bytes] = [b"", b""]
+
+    def build(rank):
+        asked = phase == "analysis"
+
+        def stop_here():
+            nonlocal asked
+            barrier.wait()
+            if asked:
+                raise Stopped
+            asked = True  # in the next phase
+
+        def gather(content):
+            told[rank] = content
+            barrier.wait()
+            found = list(told)
+            barrier.wait()
+            return found
+
+        ranks = Ranks(rank, 2, gather, stop_requested=lambda: rank == 1 and asked, stop_here=stop_here)
+        with pytest.raises(Stopped):
+            build_dataset(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=ranks)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(build, range(2)))
+    assert any(tmp_path.rglob("*.safetensors")) == (phase == "encoding")
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """How a process ends: the status, what is still done, and that torch's threads cannot abort it."""
 
+import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from subprocess import CompletedProcess
 
@@ -47,7 +50,7 @@ def run_python(code: str, *arguments: str) -> CompletedProcess[str]:
         ("sys.exit()", 0),
         ("sys.exit('wrong')", 1),
         ("raise ArithmeticError('wrong')", 1),
-        ("raise KeyboardInterrupt('wrong')", 130),
+        ("raise KeyboardInterrupt", 130),
     ],
 )
 def test_status_and_output_are_those_of_a_usual_exit(body, status):
@@ -63,6 +66,20 @@ def test_status_and_output_are_those_of_a_usual_exit(body, status):
     assert done.returncode == status
     assert "thread\nexit function\n" in done.stdout
     assert ("wrong" in done.stdout) == ("wrong" in body)
+    assert ("Traceback" in done.stdout) == ("ArithmeticError" in body)
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.5, 1.5, 4])
+def test_an_interrupt_at_any_moment_is_no_traceback(seconds):
+    command = [sys.executable, "-m", "ds_higgs", "doctor"]
+    process = subprocess.Popen(
+        command, env=launching.free_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+    assert process.returncode in (130, -signal.SIGINT, 0), output
 
 
 @pytest.mark.costly

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ds_higgs.job.launcher import Launcher, find_launcher
-from ds_higgs.job.stopping import STOP_SIGNALS, StopRequests
+from ds_higgs.job.stopping import STOP_SIGNALS, Stopped, StopRequests
 from tests.support.patience import HANG_S
 
 REPOSITORY = Path(__file__).parents[3]
@@ -24,6 +24,43 @@ def test_a_signal_leaves_a_note(number):
         assert stop.requested()
         assert stop.reason == signal.Signals(number).name
     assert signal.getsignal(number) is usual
+
+
+def test_a_hang_up_that_nohup_ignores_is_no_request():
+    program = (
+        "import os, signal; from ds_higgs.job.stopping import StopRequests\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with StopRequests() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP); print(stop.requested())"
+    )
+    output, errors = run_python(program).communicate(timeout=60)
+    assert output == "False\n", errors
+
+
+def test_output_without_a_reader_is_dropped():
+    program = (
+        "import os, sys; from ds_higgs.job.lossy_output import lossy_output\n"
+        "reader, writer = os.pipe(); os.dup2(writer, 1); os.close(reader); os.close(writer)\n"
+        "with lossy_output():\n"
+        "    print('nobody reads this', flush=True); print('nor this', flush=True)\n"
+        "    sys.stdout.flush(); print('through', file=sys.stderr)\n"
+        "os._exit(0)"
+    )
+    process = run_python(program)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "through\n"
+    assert process.returncode == 0
+
+
+def test_a_stop_that_all_ranks_agree_on_is_final():
+    with StopRequests() as stop:
+        stop.stop_here()
+        assert not stop.agreed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not stop.is_agreed, "the other ranks do not know yet"
+        assert stop.agreed()
+        with pytest.raises(Stopped):
+            stop.stop_here()
 
 
 def test_the_first_reason_is_kept():

@@ -1,0 +1,102 @@
+"""What a run measures of itself between steps: validation losses, and what it says to fixed prompts."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from deepspeed import DeepSpeedEngine
+
+from ds_higgs.batch import Batch
+from ds_higgs.data.loader import StepLoader
+from ds_higgs.job.distributed import logger
+from ds_higgs.job.stopping import StopRequests
+from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
+from ds_higgs.training.metrics import MetricsFile, eval_values, track
+from ds_higgs.training.position import Position
+from ds_higgs.training.train_step import LossWeights
+from ds_higgs.training.validation import evaluate
+
+
+class Evaluations:
+    """Makes and records the evaluations of a run, as far as there is something to make them on.
+
+    All ranks call its methods together. A stop ends an evaluation between two batches or prompts; nothing of it is
+    recorded, and it stays due.
+
+    Args:
+        max_batches: of a validation; None for all.
+        keep_best: told the values of every evaluation.
+    """
+
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        *,
+        val_loader: StepLoader | None,
+        listener: Listener | None,
+        weights: LossWeights,
+        max_batches: int | None,
+        metrics: MetricsFile,
+        stop_requests: StopRequests,
+        keep_best: Callable[[Mapping[str, Any]], None],
+    ):
+        self.val_loader = val_loader
+        self.listener = listener
+        self._engine = engine
+        self._weights = weights
+        self._max_batches = max_batches
+        self._metrics = metrics
+        self._stop_requests = stop_requests
+        self._keep_best = keep_best
+
+    def make(self, position: Position) -> None:
+        """Make what is due at this position, unless a stop is asked for."""
+        position.validation_due &= self.val_loader is not None
+        position.listening_due &= self.listener is not None
+        if self.val_loader is not None and position.validation_due and not self._stop_requests.agreed():
+            self._validate(self.val_loader, position)
+        if self.listener is not None and position.listening_due and not self._stop_requests.agreed():
+            self._listen(self.listener, position)
+
+    def _validate(self, loader: StepLoader, position: Position) -> None:
+        """Record the losses on the validation manifest."""
+        # From the first micro-batch on, although `max_batches` may have left the loader in the middle.
+        loader.epoch, loader.micro_batches_done = 0, 0
+        batches = (batch for [batch] in islice(loader, self._max_batches))
+        values = eval_values(evaluate(self._engine, self._until_stopped(batches), self._weights))
+        if self._stop_requests.is_agreed:
+            return
+        position.validation_due = False
+        logger.info(
+            "step %d: validation loss %.4f  text %.4f  audio %.4f",
+            position.step,
+            values["loss"],
+            values["text_loss"],
+            values["audio_loss"],
+        )
+        position.remember_losses(values, "validation")
+        self._metrics.write("eval", step=position.step, **values)
+        shown = ("loss", "text_loss", "audio_loss")
+        track(self._engine, position.step, {f"val/{name}": values[name] for name in shown})
+        self._keep_best(values)
+
+    def _listen(self, listener: Listener, position: Position) -> None:
+        """Record what the model says to the fixed validation prompts."""
+        step = position.step
+        rows = listener.listen(self._engine, step, stop=self._stop_requests.requested_anywhere)
+        if self._stop_requests.agreed():
+            return
+        position.listening_due = False
+        for row in rows:
+            self._metrics.write("sample", step=step, **row)
+        values = summarise_rows(rows)
+        logger.info("step %d: %d samples, %.0f %% ended by the model", step, len(rows), 100 * values["stop_rate"])
+        track(self._engine, step, {f"samples/{name}": value for name, value in values.items()})
+        log_audio(self._engine, listener.run_dir, rows, step)
+        self._keep_best(values)
+
+    def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if self._stop_requests.agreed():
+                return
+            yield batch
