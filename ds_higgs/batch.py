@@ -113,3 +113,22 @@ def _to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 def _from_arrays(kind: Callable[..., Any], arrays: Mapping[str, np.ndarray]) -> Any:
     return kind(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+@dataclass(frozen=True)
+class FixedPrompt:
+    """One sample that is spoken again and again.
+
+    number: its place among the prompts of the run; it names the WAV files.
+    inputs: the model's, up to the speech.
+    batch: the whole sample, for teacher-forced accuracy.
+    target_codes: [codebooks, frames], what is to follow; empty where nothing is known.
+    reference_codes: [codebooks, frames] of the last audio before it; None where there is none.
+    """
+
+    number: int
+    sample_id: str
+    inputs: ModelInputs
+    batch: Batch
+    target_codes: torch.Tensor
+    reference_codes: torch.Tensor | None

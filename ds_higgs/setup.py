@@ -15,6 +15,7 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Progress
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.problems import write_rejected
+from ds_higgs.data.prompts import choose_prompts
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
@@ -25,7 +26,7 @@ from ds_higgs.model.generation import Sampling
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 from ds_higgs.run_folder import RunFolder
 from ds_higgs.speech.in_training import Listener
-from ds_higgs.speech.samples import Speaker, choose_prompts
+from ds_higgs.speech.samples import Synthesizer
 
 
 def check_run_folder(config: Config) -> None:
@@ -153,16 +154,14 @@ def build_listener(config: Config, dataset: HiggsDataset, rules: SampleRules, ra
     """What speaks validation prompts while the run trains, where `eval.num_audio_samples` asks for it."""
     if config.eval.num_audio_samples == 0:
         return None
-    collator = BatchCollator(rules.layout)
-    speaker = Speaker(
+    synthesizer = Synthesizer(
         rules.codec.load(distributed.training_device(ranks)),
-        collator,
         sampling=Sampling(),
         seed=config.run.seed,
         max_seconds=config.eval.max_audio_s,
     )
-    prompts = choose_prompts(dataset, collator, count=config.eval.num_audio_samples)
-    return Listener(prompts, speaker, run_dir=config.run.output_dir, ranks=ranks)
+    prompts = choose_prompts(dataset, BatchCollator(rules.layout), count=config.eval.num_audio_samples)
+    return Listener(prompts, synthesizer, run_dir=config.run.output_dir, ranks=ranks)
 
 
 def _check_audio_everywhere(dataset: HiggsDataset) -> None:

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_higgs.batch import Batch
+from ds_higgs.batch import Batch, FixedPrompt
 from ds_higgs.commands.generate import SpeechOptions, VoiceOptions, load_voice
+from ds_higgs.commands.voice import Voice
 from ds_higgs.config import LossConfig
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.manifest import read_manifest, sample_id
+from ds_higgs.data.prompts import choose_prompts, spoken_text
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_json
 from ds_higgs.losses import build_targets
 from ds_higgs.run_folder import EVALUATION_FILE
 from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 from ds_higgs.speech.measures import average
-from ds_higgs.speech.prompts import spoken_text
-from ds_higgs.speech.samples import FixedPrompt, Speaker, choose_prompts, speak_all
+from ds_higgs.speech.samples import Synthesizer, speak_all
 from ds_higgs.speech.transcripts import ErrorCount, count_character_errors, count_word_errors, total_errors
-from ds_higgs.speech.voice import Voice
 from ds_higgs.training.metrics import json_values
 from ds_higgs.training.train_step import StepModule, summarise
 from ds_higgs.training.validation import build_loss_weights
@@ -139,13 +139,11 @@ def listen(
 ) -> list[dict[str, Any]]:
     """Speak and measure up to `count` samples; a row for each, its `file` relative to `out`."""
     items = choose_prompts(dataset, voice.collator, count=count)
-    speaker = Speaker(
-        voice.codec, voice.collator, sampling=speech.sampling, seed=speech.seed, max_seconds=speech.max_seconds
-    )
-    speaker.save_originals(out, items)
+    synthesizer = Synthesizer(voice.codec, sampling=speech.sampling, seed=speech.seed, max_seconds=speech.max_seconds)
+    synthesizer.save_originals(out, items)
     texts = _texts(dataset.manifest, {item.sample_id for item in items}) if judges.transcriber else {}
-    judge = partial(_judge, speaker=speaker, judges=judges, texts=texts)
-    rows = speak_all(voice.model, items, speaker, out / name, judge=judge)
+    judge = partial(_judge, synthesizer=synthesizer, judges=judges, texts=texts)
+    rows = speak_all(voice.model, items, synthesizer, out / name, judge=judge)
     return [{**row, "file": str(Path(row["file"]).relative_to(out))} for row in rows]
 
 
@@ -155,10 +153,10 @@ def _texts(manifest: Path, wanted: set[str]) -> dict[str, str]:
 
 
 def _judge(
-    item: FixedPrompt, waveform: np.ndarray, *, speaker: Speaker, judges: Judges, texts: dict[str, str]
+    item: FixedPrompt, waveform: np.ndarray, *, synthesizer: Synthesizer, judges: Judges, texts: dict[str, str]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    rate = speaker.codec.sampling_rate
+    rate = synthesizer.codec.sampling_rate
     if judges.transcriber is not None:
         heard = judges.transcriber.transcribe(waveform, sampling_rate=rate) if len(waveform) else ""
         wanted = texts[item.sample_id]
@@ -166,9 +164,11 @@ def _judge(
         row["word_errors"] = vars(count_word_errors(wanted, heard))
         row["character_errors"] = vars(count_character_errors(wanted, heard))
     if judges.speaker is not None:
-        original = item.prompt.reference_codes if item.prompt.reference_codes is not None else item.prompt.target_codes
+        original = item.reference_codes if item.reference_codes is not None else item.target_codes
         row["speaker_similarity"] = (
-            judges.speaker.similarity(waveform, speaker.decode(original), sampling_rate=rate) if len(waveform) else None
+            judges.speaker.similarity(waveform, synthesizer.decode(original), sampling_rate=rate)
+            if len(waveform)
+            else None
         )
     return row
 

@@ -8,15 +8,15 @@ import torch
 
 from ds_higgs import setup
 from ds_higgs.adapters.opening import open_adapter
+from ds_higgs.commands.voice import Voice
 from ds_higgs.config import Config, DataConfig, LossConfig
 from ds_higgs.data.build import OnBadSample
+from ds_higgs.data.prompts import Prompt, build_voice_prompt, choose_prompts, collate_prompt
 from ds_higgs.data.rules import ReferenceTurn
 from ds_higgs.errors import UserError
 from ds_higgs.model.generation import GeneratedCodes, Sampling, generate_codes, max_frames_for
 from ds_higgs.model.loading import resolve_base
-from ds_higgs.speech.prompts import Prompt, build_voice_prompt, collate_prompt
-from ds_higgs.speech.samples import Speaker, choose_prompts, save_wav, speak_all
-from ds_higgs.speech.voice import Voice
+from ds_higgs.speech.samples import Synthesizer, save_wav, speak_all
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -156,11 +156,9 @@ def speak_manifest(manifest: Path, out: Path, *, voice: Voice, speech: SpeechOpt
     items = choose_prompts(voice.read_manifest(manifest), voice.collator, count=count)
     if not items:
         raise UserError(f"{manifest}: no sample has assistant audio to speak")
-    speaker = Speaker(
-        voice.codec, voice.collator, sampling=speech.sampling, seed=speech.seed, max_seconds=speech.max_seconds
-    )
-    speaker.save_originals(out, items)
-    rows = speak_all(voice.model, items, speaker, out)
+    synthesizer = Synthesizer(voice.codec, sampling=speech.sampling, seed=speech.seed, max_seconds=speech.max_seconds)
+    synthesizer.save_originals(out, items)
+    rows = speak_all(voice.model, items, synthesizer, out)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
     return rows

@@ -13,11 +13,11 @@ import yaml
 
 from ds_higgs.adapters.record import LOSSES
 from ds_higgs.data.manifest import Entry, read_manifest, sample_id
+from ds_higgs.data.prompts import spoken_text
 from ds_higgs.errors import UserError
 from ds_higgs.report.series import EVAL_CURVES, SAMPLE_CURVES, SAMPLE_MEASURES, STEP_CURVES, finite, read_curve
 from ds_higgs.run_folder import EVALUATION_FILE, RunFolder
 from ds_higgs.speech.in_training import summarise_rows
-from ds_higgs.speech.prompts import spoken_text
 
 logger = logging.getLogger(__name__)
 

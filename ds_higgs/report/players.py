@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from ds_higgs.data.prompts import spoken_text
 from ds_higgs.report.collect import read_entries, read_samples
 from ds_higgs.report.series import SAMPLE_MEASURES
 from ds_higgs.run_folder import REFERENCES, TARGETS, RunFolder
-from ds_higgs.speech.prompts import spoken_text
 from ds_higgs.speech.samples import wav_path
 
 logger = logging.getLogger(__name__)

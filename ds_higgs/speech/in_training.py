@@ -9,10 +9,11 @@ import soundfile
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
+from ds_higgs.batch import FixedPrompt
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.run_folder import RunFolder, step_name
 from ds_higgs.speech.measures import average
-from ds_higgs.speech.samples import FixedPrompt, Speaker, speak_all
+from ds_higgs.speech.samples import Synthesizer, speak_all
 
 # Of the rows of one step: what is averaged.
 _AVERAGED = ("code_accuracy", "duration_ratio", "silence_share", "mel_cepstral_distance")
@@ -25,10 +26,10 @@ class Listener:
         prompts: of all ranks.
     """
 
-    def __init__(self, prompts: Sequence[FixedPrompt], speaker: Speaker, *, run_dir: Path, ranks: Ranks):
+    def __init__(self, prompts: Sequence[FixedPrompt], synthesizer: Synthesizer, *, run_dir: Path, ranks: Ranks):
         self.run_dir = run_dir
         self._own = prompts[ranks.rank :: ranks.world_size]
-        self._speaker = speaker
+        self._synthesizer = synthesizer
         self._ranks = ranks
 
     def listen(
@@ -39,9 +40,9 @@ class Listener:
         `stop` is asked before each prompt whether to leave the rest. Draws nothing from the random state of training.
         """
         folder = RunFolder(self.run_dir).samples
-        self._speaker.save_originals(folder, self._own)
+        self._synthesizer.save_originals(folder, self._own)
         prompts = takewhile(lambda prompt: not stop(), self._own)
-        rows = speak_all(engine.module.higgs, prompts, self._speaker, folder / step_name(step))
+        rows = speak_all(engine.module.higgs, prompts, self._synthesizer, folder / step_name(step))
         for row in rows:
             row["file"] = str(Path(row["file"]).relative_to(self.run_dir))
         return sorted(self._gather(rows), key=lambda row: row["number"])

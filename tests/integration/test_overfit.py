@@ -16,13 +16,13 @@ from ds_higgs.data.build import build_dataset
 from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.prompts import collate_prompt, cut_prompt
 from ds_higgs.data.rules import build_rules
 from ds_higgs.losses import build_targets, loss_scales
 from ds_higgs.model.generation import GREEDY, generate_codes
 from ds_higgs.model.loading import load_model, load_tokenizer, read_model_config
 from ds_higgs.model.lora import apply_lora
 from ds_higgs.speech.accuracy import measure_accuracy
-from ds_higgs.speech.prompts import collate_prompt, cut_prompt
 from ds_higgs.training.train_step import StepModule
 
 STEPS, LEARNING_RATE = 150, 1e-2

@@ -3,14 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from boson_multimodal.data_types import AudioContent, ChatMLSample, Message, TextContent
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from transformers import PreTrainedTokenizerBase
 
-from ds_higgs.batch import IGNORE_INDEX, ModelInputs
+from ds_higgs.batch import IGNORE_INDEX, FixedPrompt, ModelInputs
 from ds_higgs.data.chatml import tokenize
 from ds_higgs.data.collation import BatchCollator
+from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.references import move_references
 from ds_higgs.layout import AudioLayout
 
@@ -60,6 +62,28 @@ def collate_prompt(prompt: Prompt, collator: BatchCollator) -> ModelInputs:
     for name in ("input_ids", "attention_mask"):
         inputs[name] = inputs[name][:, :length]
     return ModelInputs(**inputs)
+
+
+def choose_prompts(dataset: HiggsDataset, collator: BatchCollator, *, count: int | None) -> list[FixedPrompt]:
+    """Up to `count` samples (None: all) that have audio to learn, spread evenly over the data set; always the same."""
+    with_audio = [index for index in range(len(dataset)) if dataset.count_targets(index)[1] > 0]
+    count = len(with_audio) if count is None else min(count, len(with_audio))
+    places = np.unique(np.linspace(0, len(with_audio) - 1, count).round().astype(int))
+    return [_fix_prompt(dataset, collator, with_audio[place], number) for number, place in enumerate(places)]
+
+
+def _fix_prompt(dataset: HiggsDataset, collator: BatchCollator, index: int, number: int) -> FixedPrompt:
+    sample, sample_id = dataset[index], dataset.sample_id(index)
+    prompt = cut_prompt(sample, collator.layout)
+    assert prompt is not None, "only samples with audio to learn are chosen"
+    return FixedPrompt(
+        number,
+        sample_id,
+        inputs=collate_prompt(prompt, collator),
+        batch=collator([sample], [sample_id]),
+        target_codes=prompt.target_codes,
+        reference_codes=prompt.reference_codes,
+    )
 
 
 def build_voice_prompt(

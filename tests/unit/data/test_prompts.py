@@ -11,9 +11,9 @@ from ds_higgs.data.build import build_dataset
 from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.prompts import build_voice_prompt, collate_prompt, cut_prompt, spoken_text
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.model.loading import load_tokenizer, read_model_config
-from ds_higgs.speech.prompts import build_voice_prompt, collate_prompt, cut_prompt, spoken_text
 
 
 @pytest.fixture(scope="module")
