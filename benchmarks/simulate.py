@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import simulated_liger
 import torch
 from measure import GIB, describe_run, print_table, write_json
 from workload import SampleShape, active_parameters, build_random_lora_model, make_batch, plain_loss
@@ -141,6 +142,8 @@ def _build_model(config, setting: Setting, mode: SimulatedCuda):
         peft_model = build_random_lora_model(
             config, dtype=torch.bfloat16, device=torch.device("meta"), dropout=setting.dropout
         )
+    if setting.kernels == "liger":
+        simulated_liger.install()
     for module in peft_model.modules():
         _move_to_device(module)
     apply_patches(
@@ -194,7 +197,7 @@ def estimate_step(setting: Setting, peft_model, batch: Batch, targets: Targets) 
     shape = BatchShape(
         len(lengths), batch.num_tokens, max(lengths), len(targets.text_labels), len(targets.audio_frames)
     )
-    policy = Policy(checkpoint_every=setting.recompute, lora_dropout=setting.dropout, liger=setting.kernels == "liger")
+    policy = Policy(checkpoint_every=setting.recompute, lora_dropout=setting.dropout, kernels=setting.kernels)
     counts = count_parameters(peft_model)
     terms = estimate_memory(
         model_shape(unwrap(peft_model).config),

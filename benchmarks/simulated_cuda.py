@@ -49,6 +49,21 @@ from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 aten = torch.ops.aten
 flop_registry[aten.addmm_] = flop_registry[aten.addmm]
 
+
+def declare_cuda_kernels() -> torch.library.Library:
+    """Operations that have a kernel of their own on CUDA, which torch would take apart where there is none."""
+
+    def has_shapes_alone(*args):
+        raise NotImplementedError
+
+    library = torch.library.Library("aten", "IMPL")
+    for name in ("_fused_rms_norm", "_fused_rms_norm_backward", "silu_backward"):
+        library.impl(name, has_shapes_alone, "CUDA")
+    return library
+
+
+CUDA_KERNELS = declare_cuda_kernels()  # they go when this does
+
 # The host has to know their result, or the size of it.
 WAITING = {
     aten.nonzero.default,

@@ -225,7 +225,13 @@ class MemoryConfig(Section):
     packed_rows: bool = Field(
         True, description="Lay text and audio rows out once per batch: no padding, no waiting inside the layers."
     )
-    kernels: Literal["auto", "torch", "liger"] = Field("auto", description="auto: liger where installed, on CUDA.")
+    grouped_lora: bool = Field(
+        True, description="LoRA of projections that share an input as one operation with one dropout."
+    )
+    kernels: Literal["auto", "plain", "torch", "liger"] = Field(
+        "auto", description="Norm, SwiGLU, rotary. auto: liger where installed, on CUDA; plain: the model's own."
+    )
+    compile: Literal["auto", "off"] = Field("auto", description="auto: torch.compile torch's kernels, on CUDA.")
     attention: Literal["auto", "sdpa", "flash_attention_2"] = Field("auto", description="Attention implementation.")
 
 

@@ -28,6 +28,11 @@ def choose_kernels(choice: str, *, device_type: str) -> str:
     return choice
 
 
+def choose_compiled(choice: str, *, kernels: str, device_type: str) -> bool:
+    """Resolve `memory.compile`: "auto" compiles torch's kernels on a CUDA device where Triton is installed."""
+    return choice == "auto" and kernels == "torch" and device_type == "cuda" and _is_installed("triton")
+
+
 def choose_attention(choice: str, *, device_type: str, dtype: torch.dtype) -> str:
     """Resolve `memory.attention`: "auto" is SDPA, whose flash kernels packed rows reach without a mask.
 
@@ -55,7 +60,7 @@ def apply_liger_kernels(model: HiggsAudioModel) -> None:
     """
     for module in model.modules():
         if isinstance(module, LlamaRMSNorm):
-            module.forward = functools.partial(_liger_rms_norm, module)
+            module.forward = functools.partial(liger_rms_norm, module)
         elif isinstance(module, LlamaMLP):
             assert module.config.hidden_act == "silu", "Liger's SwiGLU is for silu"
             module.forward = functools.partial(_liger_mlp, module)
@@ -72,16 +77,22 @@ def liger_rotate(
     return query.transpose(1, 2).squeeze(0), key.transpose(1, 2).squeeze(0)
 
 
-def _liger_rms_norm(norm: LlamaRMSNorm, hidden_states: torch.Tensor) -> torch.Tensor:
-    from liger_kernel.transformers.functional import liger_rms_norm
+def liger_rms_norm(norm: LlamaRMSNorm, hidden_states: torch.Tensor) -> torch.Tensor:
+    """What `norm` does to [..., hidden]."""
+    from liger_kernel.transformers import functional
 
     # in_place would overwrite the incoming gradient, which here may be a view that others read.
-    return liger_rms_norm(hidden_states, norm.weight, norm.variance_epsilon, 0.0, "llama", False)
+    return functional.liger_rms_norm(hidden_states, norm.weight, norm.variance_epsilon, 0.0, "llama", False)
+
+
+def liger_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up; its backward pass overwrites both."""
+    from liger_kernel.transformers import functional
+
+    return functional.liger_swiglu(gate, up)
 
 
 def _liger_mlp(mlp: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
-    from liger_kernel.transformers.functional import liger_swiglu
-
     return mlp.down_proj(liger_swiglu(mlp.gate_proj(hidden_states), mlp.up_proj(hidden_states)))
 
 

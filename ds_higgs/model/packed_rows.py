@@ -10,17 +10,19 @@ and the kernels without a mask can be used.
 
 import functools
 import types
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from boson_multimodal.model.higgs_audio.modeling_higgs_audio import HiggsAudioDualFFNDecoderLayer
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaFlashAttention2, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaFlashAttention2, LlamaMLP
 
 from ds_higgs.model.activation_checkpointing import is_checkpointed
+from ds_higgs.model.grouped_lora import project
+from ds_higgs.model.layer_kernels import LayerKernels, torch_kernels
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,55 @@ class PackedRows:
 
     def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The text block and the audio block of [rows, ...], as views."""
-        return rows[: self.num_text], rows[self.num_text :]
+        text, audio = rows.split([self.num_text, self.num_audio])  # one gradient for both, unlike two slices
+        return text, audio
 
     def to_grid(self, rows: torch.Tensor) -> torch.Tensor:
         """Lay [rows, heads, head_dim] out as [batch, grid_length, heads, head_dim], zeros in the padding."""
-        grid = rows.new_zeros(self.batch_size * self.grid_length, *rows.shape[1:])
-        return grid.index_copy_(0, self.grid_slot, rows).unflatten(0, (self.batch_size, self.grid_length))
+        grid = _Scatter.apply(rows, self.grid_slot, self.batch_size * self.grid_length)
+        return grid.unflatten(0, (self.batch_size, self.grid_length))
 
     def from_grid(self, grid: torch.Tensor) -> torch.Tensor:
         """The inverse of `to_grid`."""
-        return grid.flatten(0, 1).index_select(0, self.grid_slot)
+        return _Gather.apply(grid.flatten(0, 1), self.grid_slot)
 
 
-Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+class _Scatter(torch.autograd.Function):
+    """Row i to slot[i] of `size` rows, zeros elsewhere; `index_copy`'s own gradient would keep the rows."""
+
+    @staticmethod
+    def forward(ctx, rows, slot, size):
+        ctx.save_for_backward(slot)
+        return rows.new_zeros(size, *rows.shape[1:]).index_copy_(0, slot, rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, *ctx.saved_tensors), None, None
 
 
-def torch_rotate(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate [rows, heads, head_dim] queries and keys with [rows, head_dim] cosines and sines."""
-    return apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=1)
+class _Gather(torch.autograd.Function):
+    """Row slot[i] of the grid; slots differ, so its gradient needs no sums."""
+
+    @staticmethod
+    def forward(ctx, grid, slot):
+        ctx.save_for_backward(slot)
+        ctx.size = grid.shape[0]
+        return grid.index_select(0, slot)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, *ctx.saved_tensors, grad), None
 
 
-def enable_packed_rows(model: HiggsAudioModel, *, rotate: Rotate = torch_rotate) -> None:
+@dataclass(frozen=True)
+class LayerParts:
+    """What a packed layer is computed with."""
+
+    kernels: LayerKernels = field(default_factory=torch_kernels)
+    project: Callable[[torch.Tensor, Sequence[nn.Module]], list[torch.Tensor]] = project
+
+
+def enable_packed_rows(model: HiggsAudioModel, *, parts: LayerParts | None = None) -> None:
     """Make `model`'s training forward use packed rows, in place. To be called before activation checkpointing.
 
     The final hidden states are those of the stock forward up to rounding (another number of rows in the same matrix
@@ -73,16 +101,18 @@ def enable_packed_rows(model: HiggsAudioModel, *, rotate: Rotate = torch_rotate)
     stock path.
     """
     assert can_pack_rows(model), "packed rows need both feed-forward paths in every layer"
+    parts = LayerParts() if parts is None else parts
     for layer in model.layers:
         assert not is_checkpointed(layer), "enable packed rows before activation checkpointing"
-        layer.forward = functools.partial(_layer_forward, layer, layer.forward, rotate)
+        layer.forward = functools.partial(_layer_forward, layer, layer.forward, parts)
     model._update_causal_mask = types.MethodType(_keep_padding_mask, model)
     model._forward_core = types.MethodType(_forward_core, model)
 
 
 def can_pack_rows(model: HiggsAudioModel) -> bool:
     """Whether every decoder layer is a dual-FFN layer without shortcuts, audio attention or dropout, as released."""
-    return model.config.text_config.attention_dropout == 0 and all(
+    text = model.config.text_config
+    return (text.attention_dropout, text.hidden_act) == (0, "silu") and all(
         isinstance(layer, HiggsAudioDualFFNDecoderLayer) and not layer.fast_forward and not layer.use_audio_attention
         for layer in model.layers
     )
@@ -154,29 +184,38 @@ def _forward_core(model: HiggsAudioModel, hidden_states: torch.Tensor, causal_ma
     return unpacked.view_as(hidden_states), None, None
 
 
-def _layer_forward(layer: HiggsAudioDualFFNDecoderLayer, stock_forward, rotate: Rotate, hidden_states, *args, **kwargs):
+def _layer_forward(
+    layer: HiggsAudioDualFFNDecoderLayer, stock_forward, parts: LayerParts, hidden_states, *args, **kwargs
+):
     """Stands in for HiggsAudioDualFFNDecoderLayer.forward: packed rows where `packed_rows` is given, else the stock."""
     rows = kwargs.get("packed_rows")
     if rows is None:
         return stock_forward(hidden_states, *args, **kwargs)
+    norm = parts.kernels.norm
     text, audio = rows.split(hidden_states)
-    normed = torch.cat([layer.input_layernorm(text), layer.audio_input_layernorm(audio)])
-    hidden_states = hidden_states + _attend(layer.self_attn, normed, rows, rotate)
+    normed = torch.cat([norm(layer.input_layernorm, text), norm(layer.audio_input_layernorm, audio)])
+    hidden_states = hidden_states + _attend(layer.self_attn, normed, rows, parts)
     text, audio = rows.split(hidden_states)
-    text = text + layer.mlp(layer.post_attention_layernorm(text))
-    audio = audio + layer.audio_mlp(layer.audio_post_attention_layernorm(audio))
-    return (torch.cat([text, audio]),)
+    text = _feed_forward(layer.mlp, norm(layer.post_attention_layernorm, text), parts)
+    audio = _feed_forward(layer.audio_mlp, norm(layer.audio_post_attention_layernorm, audio), parts)
+    return (hidden_states + torch.cat([text, audio]),)
 
 
-def _attend(attention: LlamaAttention, hidden: torch.Tensor, rows: PackedRows, rotate: Rotate) -> torch.Tensor:
+def _feed_forward(mlp: LlamaMLP, hidden: torch.Tensor, parts: LayerParts) -> torch.Tensor:
+    gate, up = parts.project(hidden, (mlp.gate_proj, mlp.up_proj))
+    (down,) = parts.project(parts.kernels.swiglu(gate, up), (mlp.down_proj,))
+    return down
+
+
+def _attend(attention: LlamaAttention, hidden: torch.Tensor, rows: PackedRows, parts: LayerParts) -> torch.Tensor:
     """Causal self-attention of every sample: [rows, hidden] to [rows, hidden]."""
-    query = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim))  # [rows, heads, head_dim]
-    key = attention.k_proj(hidden).unflatten(-1, (-1, attention.head_dim))
-    value = attention.v_proj(hidden).unflatten(-1, (-1, attention.head_dim))
-    query, key = rotate(query, key, *rows.rope)
+    states = parts.project(hidden, (attention.q_proj, attention.k_proj, attention.v_proj))
+    query, key, value = (state.unflatten(-1, (-1, attention.head_dim)) for state in states)  # [rows, heads, head_dim]
+    query, key = parts.kernels.rotate(query, key, *rows.rope)
     kernel = _flash_attention_2 if isinstance(attention, LlamaFlashAttention2) else _sdpa
     out = kernel(*(rows.to_grid(states) for states in (query, key, value)))
-    return attention.o_proj(rows.from_grid(out).flatten(1))
+    (projected,) = parts.project(rows.from_grid(out).flatten(1), (attention.o_proj,))
+    return projected
 
 
 def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

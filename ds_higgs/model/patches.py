@@ -3,23 +3,37 @@
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 
 from ds_higgs.model.activation_checkpointing import enable_activation_checkpointing
-from ds_higgs.model.kernels import apply_liger_kernels, liger_rotate
-from ds_higgs.model.packed_rows import can_pack_rows, enable_packed_rows, torch_rotate
+from ds_higgs.model.grouped_lora import project, project_one_by_one
+from ds_higgs.model.kernels import apply_liger_kernels
+from ds_higgs.model.layer_kernels import build_layer_kernels
+from ds_higgs.model.packed_rows import LayerParts, can_pack_rows, enable_packed_rows
 
 
 def apply_patches(
-    model: HiggsAudioModel, *, packed_rows: bool, kernels: str, activation_checkpointing: int | None
+    model: HiggsAudioModel,
+    *,
+    packed_rows: bool,
+    kernels: str,
+    activation_checkpointing: int | None,
+    grouped_lora: bool = True,
+    compiled: bool = False,
 ) -> None:
     """Patch `model` in place, before or after LoRA. The results are those of the unpatched model up to rounding.
 
     Args:
         packed_rows: see `packed_rows.py`; models of another architecture than the released one keep the stock layers.
-        kernels: "torch" or "liger", as `choose_kernels` gives it.
+        kernels: "plain", "torch" or "liger", as `choose_kernels` gives it.
         activation_checkpointing: recompute every N-th layer; None for none.
+        grouped_lora: see `grouped_lora.py`; for packed rows alone.
+        compiled: whether torch.compile makes the torch kernels; for packed rows alone.
     """
     if kernels == "liger":
         apply_liger_kernels(model)
     if packed_rows and can_pack_rows(model):
-        enable_packed_rows(model, rotate=liger_rotate if kernels == "liger" else torch_rotate)
+        parts = LayerParts(
+            kernels=build_layer_kernels(kernels, compiled=compiled),
+            project=project if grouped_lora else project_one_by_one,
+        )
+        enable_packed_rows(model, parts=parts)
     if activation_checkpointing is not None:
         enable_activation_checkpointing(model, every=activation_checkpointing)

@@ -84,6 +84,7 @@ class Estimator:
 def build_policy(config: Config, *, world_size: int, cuda: bool) -> Policy:
     """What `config` says that memory depends on; checkpointing "auto" is left to the caller."""
     zero, memory = config.zero, config.memory
+    quantized = config.model.quantization == "nf4"
     return Policy(
         element_bytes=ELEMENT_BYTES[zero.precision],
         zero_stage=zero.stage,
@@ -95,9 +96,10 @@ def build_policy(config: Config, *, world_size: int, cuda: bool) -> Policy:
         gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
         lora_rank=config.lora.rank,
         lora_dropout=config.lora.dropout,
-        liger=memory.kernels == "liger",
+        kernels="torch" if memory.kernels == "auto" else memory.kernels,  # Liger's keep as much
+        grouped_lora=memory.grouped_lora and config.zero.stage < 3 and not config.lora.dora and not quantized,
         supervised_heads=memory.supervised_text_head,
-        quantized=config.model.quantization == "nf4",
+        quantized=quantized,
         cuda=cuda,
     )
 

@@ -1,7 +1,7 @@
 """Peak memory of a training step on one GPU, term by term, from shapes alone.
 
-What is kept for the backward pass is what `packed_rows`, PEFT's LoRA layers and torch's autograd keep: the base
-weights are frozen, so their matrix products keep nothing, while every LoRA pair keeps its (dropped-out) input.
+What is kept for the backward pass is what `packed_rows`, `grouped_lora`, `layer_kernels` and torch's autograd keep: the
+base weights are frozen, so their matrix products keep nothing, while LoRA keeps its (dropped-out) inputs.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,8 @@ class Policy:
     checkpoint_every: int | None = None
     lora_rank: int = 16
     lora_dropout: float = 0.05
-    liger: bool = False
+    kernels: str = "torch"  # or "plain", "liger"
+    grouped_lora: bool = True
     supervised_heads: bool = True
     quantized: bool = False
     cuda: bool = True
@@ -129,21 +130,28 @@ def _layer_bytes(model: ModelShape, batch: BatchShape, policy: Policy) -> int:
     """What one decoder layer keeps for its backward pass."""
     rows, element = batch.positions, policy.element_bytes
     grid_rows = batch.num_samples * batch.longest
-    norm_input = element if policy.liger or element == FP32 else FP32  # torch's norm keeps an fp32 copy
-    norms = 2 * rows * model.hidden * norm_input
+    plain = policy.kernels == "plain"
+    norm_input = FP32 if plain else element  # the model's own norm keeps an fp32 copy
+    norms = 2 * rows * (model.hidden * norm_input + FP32)
     attention = grid_rows * (2 * model.query_width + 2 * model.key_width) * element + grid_rows * model.num_heads * FP32
-    swiglu = (2 if policy.liger else 3) * rows * model.intermediate * element
+    swiglu = (3 if plain else 2) * rows * model.intermediate * element
     lora_outputs = 7 * rows * policy.lora_rank * element
     return norms + attention + swiglu + _lora_input_bytes(model, rows, policy) + lora_outputs
 
 
 def _lora_input_bytes(model: ModelShape, rows: int, policy: Policy) -> int:
-    """Inputs of the seven LoRA pairs: with dropout a copy and a mask each; without, some pairs share theirs."""
+    """Inputs of the seven LoRA pairs, with dropout a copy and a mask each; pairs that are grouped share theirs.
+
+    Grouped ones keep their A matrices side by side too: of query, key and value, and of gate and up in both paths.
+    """
+    shared = 2 * model.hidden + model.query_width + model.intermediate
+    if policy.grouped_lora:
+        copies = 7 * policy.lora_rank * model.hidden * policy.element_bytes
+        return rows * shared * (policy.element_bytes + (policy.lora_dropout > 0)) + copies
     if policy.lora_dropout > 0:
-        widths = 5 * model.hidden + model.query_width + model.intermediate
         mask_bytes = 1 if policy.cuda else policy.element_bytes
-        return rows * widths * (policy.element_bytes + mask_bytes)
-    return rows * (2 * model.hidden + model.query_width + model.intermediate) * policy.element_bytes
+        return rows * (shared + 3 * model.hidden) * (policy.element_bytes + mask_bytes)
+    return rows * shared * policy.element_bytes
 
 
 def _layer_backward_bytes(model: ModelShape, batch: BatchShape, policy: Policy) -> int:

@@ -18,7 +18,7 @@ from ds_higgs.config import Config
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.extensions import loading_extensions
-from ds_higgs.model.kernels import choose_attention, choose_kernels
+from ds_higgs.model.kernels import choose_attention, choose_compiled, choose_kernels
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
@@ -36,7 +36,9 @@ class MemorySettings:
 
     attention: str
     kernels: str
+    compiled: bool
     packed_rows: bool
+    grouped_lora: bool
     activation_checkpointing: int | None
 
 
@@ -48,10 +50,13 @@ def choose_memory_settings(config: Config, *, device_type: str) -> MemorySetting
     """
     check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage)
     memory = config.memory
+    kernels = choose_kernels(memory.kernels, device_type=device_type)
     return MemorySettings(
         attention=choose_attention(memory.attention, device_type=device_type, dtype=DTYPES[config.zero.precision]),
-        kernels=choose_kernels(memory.kernels, device_type=device_type),
+        kernels=kernels,
+        compiled=choose_compiled(memory.compile, kernels=kernels, device_type=device_type),
         packed_rows=memory.packed_rows,
+        grouped_lora=memory.grouped_lora,
         activation_checkpointing=configured_checkpointing(config),
     )
 
@@ -100,6 +105,8 @@ def build_lora_model(config: Config, base: Path, settings: MemorySettings) -> Pe
         unwrap(peft_model),
         packed_rows=settings.packed_rows,
         kernels=settings.kernels,
+        compiled=settings.compiled,
+        grouped_lora=settings.grouped_lora,
         activation_checkpointing=settings.activation_checkpointing,
     )
     return peft_model

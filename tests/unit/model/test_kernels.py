@@ -10,11 +10,12 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ds_higgs.errors import UserError
 from ds_higgs.model import kernels, quantization
-from ds_higgs.model.kernels import choose_attention, choose_kernels, liger_rotate
+from ds_higgs.model.kernels import choose_attention, choose_compiled, choose_kernels, liger_rotate
+from ds_higgs.model.layer_kernels import build_layer_kernels
 from ds_higgs.model.lora import unwrap
-from ds_higgs.model.packed_rows import torch_rotate
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.quantization import UNQUANTIZED_MODULES, build_quantization_config, check_quantization
+from tests.support.gradients import assert_same_training
 
 
 @pytest.fixture
@@ -73,6 +74,15 @@ def test_liger_where_it_cannot_work_is_refused(installed, device, package):
         choose_kernels("liger", device_type=device)
 
 
+def test_compilation_is_for_torchs_kernels_on_cuda(installed):
+    assert not choose_compiled("auto", kernels="torch", device_type="cuda")  # no triton
+    installed.add("triton")
+    assert choose_compiled("auto", kernels="torch", device_type="cuda")
+    assert not choose_compiled("auto", kernels="liger", device_type="cuda")
+    assert not choose_compiled("auto", kernels="torch", device_type="cpu")
+    assert not choose_compiled("off", kernels="torch", device_type="cuda")
+
+
 def test_attention_choice(installed):
     bf16 = torch.bfloat16
     assert choose_attention("auto", device_type="cuda", dtype=bf16) == "sdpa"
@@ -88,20 +98,16 @@ def test_attention_choice(installed):
 def test_liger_reaches_every_norm_and_both_paths(lora_model, loss_and_grads, odd_inputs, liger_in_torch, packed):
     stock, patched = unwrap(lora_model()), unwrap(lora_model())
     apply_patches(patched, packed_rows=packed, kernels="liger", activation_checkpointing=None)
-    expected_loss, expected = loss_and_grads(stock, odd_inputs)
-    loss, grads = loss_and_grads(patched, odd_inputs)
+    assert_same_training(loss_and_grads(stock, odd_inputs), loss_and_grads(patched, odd_inputs))
     layers = len(stock.layers)
     assert liger_in_torch == {"rms_norm": 4 * layers + 1, "swiglu": 2 * layers, "rope": layers if packed else 0}
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
-    for name, grad in expected.items():
-        if grad is not None:
-            assert (grads[name] - grad).norm() < 2e-6 * grad.norm().clamp(min=1e-6), name
 
 
 def test_rotations_agree(liger_in_torch):
     generator = torch.Generator().manual_seed(0)
     query, key, cos, sin = (torch.randn(7, *rest, generator=generator) for rest in ((4, 32), (2, 32), (32,), (32,)))
-    for one, other in zip(liger_rotate(query, key, cos, sin), torch_rotate(query, key, cos, sin), strict=True):
+    plain_rotate = build_layer_kernels("plain", compiled=False).rotate
+    for one, other in zip(liger_rotate(query, key, cos, sin), plain_rotate(query, key, cos, sin), strict=True):
         assert torch.equal(one, other)
 
 

@@ -1,0 +1,126 @@
+"""LoRA of projections that share an input as one operation: fewer kernels and less kept than one PEFT layer each.
+
+PEFT runs every projection by itself: a dropout each, which keeps a copy of the input and a mask, two thin products, a
+scaling and an addition of the whole output. Here the projections of one input share one dropout; their A matrices stand
+side by side, so that the input is read once; and the B products are accumulated into the base's output. The adapters
+stay PEFT's own parameters, so every file is as before. Layers that are more than a plain linear layer with one plain
+adapter (DoRA, 4-bit bases, merged or disabled adapters) keep PEFT's way.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+
+
+class _Adapted(NamedTuple):
+    """The parts of one adapted projection: weight [out, in], down [rank, in], up [out, rank]."""
+
+    weight: torch.Tensor
+    down: torch.Tensor
+    up: torch.Tensor
+    dropout: float
+    scaling: float
+
+
+def project(hidden: torch.Tensor, projections: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """Apply every projection to `hidden` [rows, in]; those with a plain adapter as one operation.
+
+    Equal to calling them one by one up to rounding; where there is dropout, they share one mask.
+    """
+    parts = [_plain_adapter(projection, hidden) for projection in projections]
+    grouped = [part for part in parts if part is not None]
+    if len({(part.dropout, part.scaling) for part in grouped}) != 1:
+        return [projection(hidden) for projection in projections]
+    outputs = iter(project_grouped(hidden, grouped))
+    return [
+        projection(hidden) if part is None else next(outputs)
+        for projection, part in zip(projections, parts, strict=True)
+    ]
+
+
+def project_one_by_one(hidden: torch.Tensor, projections: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """As `project`, every projection by its own forward."""
+    return [projection(hidden) for projection in projections]
+
+
+def project_grouped(hidden: torch.Tensor, parts: Sequence[_Adapted]) -> tuple[torch.Tensor, ...]:
+    weights, downs, ups, dropouts, scalings = zip(*parts, strict=True)
+    return _GroupedLora.apply(hidden, dropouts[0], scalings[0], len(parts), *weights, *downs, *ups)
+
+
+def _plain_adapter(projection: nn.Module, hidden: torch.Tensor) -> _Adapted | None:
+    """The parts of a projection that is W x + s B A drop(x) and nothing else; None for any other."""
+    if type(projection) is not LoraLinear or projection.disable_adapters or projection.merged:
+        return None
+    base, (name, *others) = projection.base_layer, projection.active_adapters
+    if others or projection.lora_variant or type(base) is not nn.Linear or projection.fan_in_fan_out:
+        return None
+    down, up, dropout = projection.lora_A[name], projection.lora_B[name], projection.lora_dropout[name]
+    if base.bias is not None or up.bias is not None or base.weight.requires_grad or hasattr(base.weight, "ds_id"):
+        return None  # ds_id: split by ZeRO-3, which gathers weights around their own module's forward
+    if not hidden.dtype == base.weight.dtype == down.weight.dtype or torch.is_autocast_enabled(hidden.device.type):
+        return None
+    rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+    return _Adapted(base.weight, down.weight, up.weight, rate, projection.scaling[name])
+
+
+class _GroupedLora(torch.autograd.Function):
+    """y_i = x W_i^T + s drop(x) A_i^T B_i^T for projections i of one input x [rows, in]; every W_i is frozen."""
+
+    @staticmethod
+    def forward(ctx, hidden, dropout, scaling, num_projections, *matrices):
+        weights, downs, ups = _thirds(matrices, num_projections)
+        dropped, mask = torch.native_dropout(hidden, dropout, True) if dropout > 0 else (hidden, None)
+        down = torch.cat(list(downs)) if num_projections > 1 else downs[0]  # [ranks, in]
+        low = _scaled_product(dropped, down.t(), scaling)  # [rows, ranks]
+        ranks = [matrix.shape[0] for matrix in downs]
+        outputs = []
+        for weight, up, part in zip(weights, ups, low.split(ranks, dim=1), strict=True):
+            outputs.append((hidden @ weight.t()).addmm_(part, up.t()))
+        ctx.save_for_backward(dropped, mask, low, down, *weights, *ups)
+        ctx.dropout, ctx.scaling, ctx.ranks = dropout, scaling, ranks
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        dropped, mask, low, down, *rest = ctx.saved_tensors
+        weights, ups = rest[: len(grads)], rest[len(grads) :]
+        grad_low = torch.empty_like(low)
+        for grad, up, part in zip(grads, ups, grad_low.split(ctx.ranks, dim=1), strict=True):
+            torch.addmm(part, grad, up, beta=0, alpha=ctx.scaling, out=part)
+        grad_ups = [grad.t() @ part for grad, part in zip(grads, low.split(ctx.ranks, dim=1), strict=True)]
+        grad_downs = (grad_low.t() @ dropped).split(ctx.ranks)
+        grad_hidden = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = _grad_through_bases(grads, weights)
+            _add_grad_through_adapters(grad_hidden, grad_low, down, mask, keep=1 - ctx.dropout)
+        return grad_hidden, None, None, None, *(None for _ in weights), *grad_downs, *grad_ups
+
+
+def _thirds(matrices: Sequence[torch.Tensor], size: int) -> list[Sequence[torch.Tensor]]:
+    return [matrices[start : start + size] for start in range(0, 3 * size, size)]
+
+
+def _scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
+    """`scaling * left @ right` in one kernel; with beta 0 the first argument is not read."""
+    return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=scaling)
+
+
+def _grad_through_bases(grads: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    grad_hidden = grads[0] @ weights[0]
+    for grad, weight in zip(grads[1:], weights[1:], strict=True):
+        grad_hidden.addmm_(grad, weight)
+    return grad_hidden
+
+
+def _add_grad_through_adapters(
+    grad_hidden: torch.Tensor, grad_low: torch.Tensor, down: torch.Tensor, mask: torch.Tensor | None, *, keep: float
+) -> None:
+    """Add what comes through A and the dropout to `grad_hidden`, in place. keep: the dropout's share that is kept."""
+    if mask is None:
+        grad_hidden.addmm_(grad_low, down)
+    else:
+        grad_hidden.addcmul_(grad_low @ down, mask, value=1 / keep)
