@@ -10,7 +10,7 @@ import pytest
 from tests.support.launching import ROOT
 
 # Measured, as they are: whoever lowers one lowers it here.
-KERNELS_PER_LAYER = 149  # forward and backward, torch's own kernels, rank 16, dropout 0.05
+KERNELS_PER_LAYER = 137  # forward and backward, torch's own kernels, rank 16, dropout 0.05
 WAITS = 32
 KEPT_BYTES_PER_LAYER_AND_POSITION = 116_100
 
