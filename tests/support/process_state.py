@@ -15,7 +15,7 @@ import transformers.modeling_utils
 
 SEED = 0
 # pytest's own; what OpenMP libraries note down when they are first imported.
-_IGNORED_VARIABLES = ("PYTEST_CURRENT_TEST", "KMP_")
+_IGNORED_VARIABLES = ("PYTEST_CURRENT_TEST", "KMP_", "TORCHINDUCTOR_CACHE_DIR")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 
