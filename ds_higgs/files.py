@@ -33,7 +33,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path` and rename it: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with open(temporary, "wb") as file:  # not `tempfile`, whose files nobody else may read
+        with naming(path), open(temporary, "wb") as file:  # not `tempfile`, whose files nobody else may read
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -41,6 +41,30 @@ def write_atomically(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Append `content` to a file; where it cannot all be written, none of it is."""
+    with naming(path), path.open("ab", buffering=0) as file:
+        size = file.tell()
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors say which file they are about: those of a full disk, which come from a write, do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:

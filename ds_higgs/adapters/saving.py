@@ -5,6 +5,7 @@ from pathlib import Path
 import deepspeed
 from deepspeed import DeepSpeedEngine
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from ds_higgs.adapters.record import AdapterRecord
 from ds_higgs.files import replaced_whole
@@ -31,6 +32,9 @@ def _write(model: PeftModel, folder: Path, *, base: str, revision: str | None, r
     config = model.peft_config[model.active_adapter]
     config.base_model_name_or_path = base
     config.revision = revision
-    with replaced_whole(folder) as unfinished:
-        model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
-        record.write(unfinished)
+    try:
+        with replaced_whole(folder) as unfinished:
+            model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
+            record.write(unfinished)
+    except (OSError, SafetensorError) as error:  # raised on every rank, and safetensors' names no file
+        raise OSError(f"rank 0: could not save the adapter {folder}: {error}") from error

@@ -24,6 +24,7 @@ from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.quantization import check_quantization
 from ds_higgs.sizing.estimator import configured_checkpointing, describe_checkpointing, resolve_checkpointing
+from ds_higgs.training.metrics import tolerate_tracker_errors
 from ds_higgs.training.schedule import learning_rate_factor
 from ds_higgs.training.train_step import StepModule
 
@@ -139,6 +140,8 @@ def build_engine(
             dist_init_required=False,
         )
     engine.set_gradient_accumulation_boundary(True)
+    if config.checkpoint.on_save_error == "warn":
+        tolerate_tracker_errors(engine)
     if hasattr(engine.optimizer, "check_grad_overflow"):
         engine.optimizer.check_grad_overflow = True  # in fp32 too: no update from a gradient that is not finite
     seed_everything(config.run.seed + 1 + ranks.rank)  # dropout: other masks on every rank

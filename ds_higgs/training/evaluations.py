@@ -13,6 +13,7 @@ from ds_higgs.job.stopping import StopRequests
 from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.training.metrics import MetricsFile, eval_values, track
 from ds_higgs.training.position import Position
+from ds_higgs.training.save_errors import save_errors
 from ds_higgs.training.train_step import LossWeights
 from ds_higgs.training.validation import evaluate
 
@@ -92,7 +93,8 @@ class Evaluations:
         values = summarise_rows(rows)
         logger.info("step %d: %d samples, %.0f %% ended by the model", step, len(rows), 100 * values["stop_rate"])
         track(self._engine, step, {f"samples/{name}": value for name, value in values.items()})
-        log_audio(self._engine, listener.run_dir, rows, step)
+        with save_errors(tolerate=self._metrics.tolerate_errors):
+            log_audio(self._engine, listener.run_dir, rows, step)
         self._keep_best(values)
 
     def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:

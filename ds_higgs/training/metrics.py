@@ -5,7 +5,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,34 @@ import torch
 from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
-from ds_higgs.files import read_json_lines, write_atomically
+from ds_higgs.files import append_whole, read_json_lines, write_atomically
 from ds_higgs.job.distributed import logger
 from ds_higgs.run_folder import is_event
+from ds_higgs.training.save_errors import save_errors
 from ds_higgs.training.train_step import StepResult
 
 
 class MetricsFile:
-    """OUTPUT_DIR/metrics.jsonl: one JSON object a line, each with `event` and `step`; written by rank 0 alone."""
+    """OUTPUT_DIR/metrics.jsonl: one JSON object a line, each with `event` and `step`; written by rank 0 alone.
 
-    def __init__(self, path: Path, *, enabled: bool):
+    tolerate_errors: whether lines that cannot be written wait until they can be.
+    """
+
+    def __init__(self, path: Path, *, enabled: bool, tolerate_errors: bool = False):
         self.path = path
         self.enabled = enabled
+        self.tolerate_errors = tolerate_errors
+        self._waiting: list[bytes] = []
 
     def write(self, event: str, *, step: int, **values: Any) -> None:
         """Append one line. Numbers that are not finite become strings ("nan"), so that every line is valid JSON."""
         if not self.enabled:
             return
         line = json.dumps({"event": event, "step": step, **json_values(values)}, allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self._waiting.append(line.encode() + b"\n")
+        with save_errors(tolerate=self.tolerate_errors):
+            append_whole(self.path, b"".join(self._waiting))
+            self._waiting.clear()
 
     def rewind(self, step: int, *, without: Collection[str] = ()) -> None:
         """Drop the lines after `step`, those `without` events at it, and with a warning those that are damaged."""
@@ -98,6 +106,17 @@ def track(engine: DeepSpeedEngine, step: int, values: Mapping[str, float]) -> No
     """Send values to the trackers that are switched on (TensorBoard, W&B, CSV), at x = `step`."""
     if engine.monitor.enabled:
         engine.monitor.write_events([(name, value, step) for name, value in values.items()])
+
+
+def tolerate_tracker_errors(engine: DeepSpeedEngine) -> None:
+    """Let the run go on where trackers cannot write: DeepSpeed's own events are in `step`, in the middle of a step."""
+    write_events = engine.monitor.write_events
+
+    def write_what_can_be(events: Sequence[tuple[str, float, int]]) -> None:
+        with save_errors(tolerate=True):
+            write_events(events)
+
+    engine.monitor.write_events = write_what_can_be
 
 
 class Progress:

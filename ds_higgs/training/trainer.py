@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from deepspeed import DeepSpeedEngine
-from safetensors import SafetensorError
 
 from ds_higgs import setup
 from ds_higgs.adapters.record import AdapterRecord
@@ -50,6 +49,7 @@ from ds_higgs.training.engine import (
 from ds_higgs.training.evaluations import Evaluations
 from ds_higgs.training.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
 from ds_higgs.training.position import Position
+from ds_higgs.training.save_errors import save_errors
 from ds_higgs.training.train_step import LossWeights, NonFiniteError, StepResult, train_step
 from ds_higgs.training.validation import build_loss_weights
 from ds_higgs.training.zero import build_deepspeed_config
@@ -123,7 +123,8 @@ class Trainer:
         self.position = Position()
         self.best = Best(config.eval.best_by, config.eval.patience)
         self.folder = RunFolder(config.run.output_dir)
-        self.metrics = MetricsFile(self.folder.metrics_file, enabled=ranks.is_main)
+        self.tolerate = config.checkpoint.on_save_error == "warn"  # files that cannot be written
+        self.metrics = MetricsFile(self.folder.metrics_file, enabled=ranks.is_main, tolerate_errors=self.tolerate)
         self.evaluations = Evaluations(
             engine,
             val_loader=val_loader,
@@ -216,7 +217,7 @@ class Trainer:
             self.evaluations.make(self.position)
             last = self.stop_requests.is_agreed or self.finished
             if last or self._due(self.config.checkpoint.save_steps):
-                self.save(may_fail=not last and self.config.checkpoint.on_save_error == "warn")
+                self.save(may_fail=not last and self.tolerate)
         progress.close()
         outcome = self._outcome()
         self.metrics.write("end", step=self.position.step, reason=outcome.value)
@@ -280,14 +281,15 @@ class Trainer:
     def _keep_best(self, values: Mapping[str, Any]) -> None:
         """Save the adapter as adapters/best where an evaluation is the best so far, by `eval.best_by`."""
         if self.best.update(values, step=self.position.step):
-            self._save_adapter(BEST)
-            self.metrics.write("best", step=self.position.step, measure=self.best.measure, value=self.best.value)
+            with save_errors(tolerate=self.tolerate):
+                self._save_adapter(BEST)
+                self.metrics.write("best", step=self.position.step, measure=self.best.measure, value=self.best.value)
 
     def save(self, *, may_fail: bool) -> None:
         """Write the adapter as it is now, then a checkpoint to resume from: whatever it is of is then complete.
 
         Raises:
-            OSError, SafetensorError: they could not be written and `may_fail` is false; on every rank, naming the file.
+            OSError: they could not be written and `may_fail` is false; on every rank, naming the file.
         """
         step = self.position.step
         try:
@@ -295,7 +297,7 @@ class Trainer:
                 self._save_adapter(name)
             folder = self._save_checkpoint()
             distributed.on_main_rank(lambda: self.folder.prune_adapters(keep=self.config.checkpoint.keep_adapters))
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             if not may_fail:
                 raise
             logger.warning("%s; going on without it", error)
@@ -379,4 +381,5 @@ class Trainer:
             **eval_values(result),
             "grad_norm": result.grad_norm,
         }
-        write_json(self.folder.nonfinite_file(step, self.ranks.rank), json_values(record))
+        with save_errors(tolerate=self.tolerate):
+            write_json(self.folder.nonfinite_file(step, self.ranks.rank), json_values(record))

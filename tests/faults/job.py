@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -209,6 +209,17 @@ def adapter_hash(run_dir: Path) -> str:
 def result(run_dir: Path) -> tuple:
     """Everything that must not depend on how often a run was stopped."""
     return step_numbers(run_dir), eval_numbers(run_dir), adapter_hash(run_dir)
+
+
+@contextmanager
+def tmpfs(folder: Path, *, size_mib: int) -> Iterator[None]:
+    """A small file system in memory; needs root."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _runs(process: psutil.Process) -> bool:

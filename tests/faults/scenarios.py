@@ -113,8 +113,7 @@ def start_again(config: Path, times: int) -> list[Hit]:
         assert "Traceback" not in second.stdout
         assert last_step(job.run_dir) > before
         hits.append(Hit("a second start", before, job.is_saving(), time.monotonic() - started))
-    job.rank(0).send_signal(signal.SIGUSR1)
-    job.wait_until_gone(SIGNAL_LIMIT_S)
+    stop(job)
     check_all_whole(job.run_dir)
     assert not (job.run_dir / "failure.txt").exists()
     steps = [line["step"] for line in step_numbers(job.run_dir)]
@@ -171,6 +170,13 @@ def stop_in_a_validation(config: Path, *, rank: int, number: int) -> int:
     assert read_marker(newest).step == step, f"{newest} is not of the last step, {step}"
     assert not [line for line in read_metrics(job.run_dir) if line["event"] == "eval" and line["step"] == step]
     return step
+
+
+def stop(job: Job) -> None:
+    """Let a job save and end."""
+    job.rank(0).send_signal(signal.SIGUSR1)
+    job.wait_until_gone(SIGNAL_LIMIT_S)
+    assert "to go on: deepspeed" in job.output, job.output[-4000:]
 
 
 def kill_one_rank(config: Path, ranks: Iterable[int], chance: random.Random) -> list[Hit]:

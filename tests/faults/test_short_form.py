@@ -3,16 +3,18 @@
 The long form is `python -m tests.faults.long_form --report REPORT.md`.
 """
 
+import os
 import random
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from ds_higgs.checkpoint import find_checkpoint
 from tests.faults import scenarios
-from tests.faults.job import Job, read_metrics, write_config
+from tests.faults.job import Job, read_metrics, tmpfs, write_config
 from tests.support import launching
 
 
@@ -57,3 +59,36 @@ def test_a_save_that_fails_leaves_the_old_checkpoints_whole(tmp_path, tiny_base)
     assert re.search(r"could not save step-\d+: rank \d: .*optim_states.pt: File too large", job.output), job.output
     assert scenarios.check_all_whole(run_dir) == [2]
     assert [line["step"] for line in read_metrics(run_dir) if line["event"] == "save_error"] == [3]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a small disk of its own needs root")
+def test_a_run_that_may_goes_on_through_a_full_disk(tmp_path, tiny_base):
+    """Nothing can be written for some steps, metrics and trackers neither; with room again, nothing of them is lost."""
+    settings = {
+        "run": {"max_steps": 100_000, "epochs": 100_000},
+        "checkpoint": {"save_steps": 2, "on_save_error": "warn"},
+        "logging": {"tensorboard": True, "csv": True, "log_steps": 1},
+    }
+    config = write_config(tmp_path / "full", tiny_base, **settings)
+    with tmpfs(config.parent / "run", size_mib=32):
+        job = Job(config)
+        assert job.wait_for_steps(3), job.output[-4000:]
+        fill(job.run_dir / "filler")
+        seen = job.output.count("going on without it")
+        assert job.wait_until(lambda: job.output.count("going on without it") > seen + 20, poll_s=0.1), job.output[
+            -4000:
+        ]
+        (job.run_dir / "filler").unlink()
+        scenarios.stop(job)
+        assert f"No space left on device: '{job.run_dir / 'metrics.jsonl'}'" in job.output
+        assert re.search(r"rank 0: could not save the adapter .*step-\d+: .*No space left", job.output)
+        steps = [line["step"] for line in read_metrics(job.run_dir) if line["event"] == "step"]
+        assert steps == list(range(1, len(steps) + 1))
+        assert scenarios.check_all_whole(job.run_dir)[0] == steps[-1]
+        assert "save_error" in {line["event"] for line in read_metrics(job.run_dir)}
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))

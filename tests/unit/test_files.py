@@ -5,6 +5,7 @@ import fcntl
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from ds_higgs.errors import UserError
 from ds_higgs.files import (
     NumberLocks,
+    append_whole,
     begin_folder,
     hash_file,
     mend_folders,
@@ -170,3 +172,18 @@ def test_what_is_no_json_object_is_refused_by_name(tmp_path, content):
         read_json(path)
     with pytest.raises(UserError, match=r"missing\.json"):
         read_json(tmp_path / "missing.json")
+
+
+def test_what_cannot_all_be_appended_is_not_begun(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b"first\n")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, usual[1]))
+    try:
+        with pytest.raises(OSError, match=rf"File too large: '{path}'"):
+            append_whole(path, b"second\n")
+        assert path.read_bytes() == b"first\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    append_whole(path, b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
