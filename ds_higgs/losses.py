@@ -4,8 +4,10 @@ Both streams are next-token: position t predicts t + 1, and neither logits nor l
 ranks and accumulation steps are divided by the counts of the whole global batch in one place, `loss_scales`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ds_higgs.batch import IGNORE_INDEX, Batch
 from ds_higgs.errors import UserError
+from ds_higgs.module_calls import replaced_forward
+
+T = TypeVar("T")
+Project = Callable[[torch.Tensor], torch.Tensor]  # hidden states [rows, hidden] to logits [rows, vocabulary]
 
 # Rows of fp32 text logits alive at once: 128 x 128,256 x 4 bytes = 66 MB.
 TEXT_CHUNK_ROWS = 128
@@ -123,29 +129,54 @@ def text_loss_sum(
     At most `chunk_rows` rows of logits exist at a time. A frozen head gives its gradient along with the loss, so that
     nothing of it is kept or computed twice; one that learns is recomputed in the backward pass, chunk by chunk.
 
+    The head is called once, whatever the number of chunks: ZeRO-3 gathers split weights around a module's call, so
+    ranks with other numbers of targets would otherwise gather unequally often. A split head of several modules (LoRA
+    on it) gets all rows in one chunk.
+
     Args:
         hidden_rows: [rows, hidden], the final hidden states that predict a text target.
         labels: [rows] int64, no IGNORE_INDEX.
         scale: [] fp32, what the caller multiplies the sum with, which is not done here. A frozen head's gradient is
             made with it from the start, and so rounded as in plain code.
     """
-    if _is_frozen(head) and hidden_rows.requires_grad and hidden_rows.shape[0] > 0:
+    if any(head.children()) and any(hasattr(weight, "ds_id") for weight in head.parameters()):
+        chunk_rows = max(1, hidden_rows.shape[0])
+    if hidden_rows.requires_grad and not any(weight.requires_grad for weight in head.parameters()):
         scale = hidden_rows.new_ones((), dtype=torch.float32) if scale is None else scale
         return _FrozenHeadLoss.apply(hidden_rows, labels, head, scale, chunk_rows)
+    return _in_one_call(head, partial(_chunked_sum, labels=labels, chunk_rows=chunk_rows), hidden_rows)
+
+
+def _in_one_call(head: nn.Module, compute: Callable[[Project, torch.Tensor], T], hidden_rows: torch.Tensor) -> T:
+    """`compute(project, hidden_rows)` inside one call of `head`; `project` is what the head does, without its hooks."""
+    with replaced_forward(head, partial(compute, head.forward)):
+        return head(hidden_rows)
+
+
+def _chunked_sum(project: Project, hidden_rows: torch.Tensor, *, labels: torch.Tensor, chunk_rows: int) -> torch.Tensor:
     chunks = list(zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True))
     if len(chunks) == 1:
-        return _cross_entropy_sum(head, *chunks[0])
-    sums = [checkpoint(_cross_entropy_sum, head, rows, targets, use_reentrant=False) for rows, targets in chunks]
+        return _cross_entropy_sum(project, *chunks[0])
+    sums = [checkpoint(_cross_entropy_sum, project, rows, targets, use_reentrant=False) for rows, targets in chunks]
     return torch.stack(sums).sum()
 
 
-def _is_frozen(head: nn.Module) -> bool:
-    """Whether no weight of the head learns, and none is split by ZeRO-3, whose hooks expect one backward pass."""
-    return not any(weight.requires_grad or hasattr(weight, "ds_id") for weight in head.parameters())
+def _chunked_sum_and_gradient(
+    project: Project, hidden_rows: torch.Tensor, *, labels: torch.Tensor, scale: torch.Tensor, chunk_rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum, and `scale` times its gradient by the rows."""
+    sums, gradients = [], []
+    for rows, targets in zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True):
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_()
+            chunk_sum = _cross_entropy_sum(project, leaf, targets)
+        gradients.append(torch.autograd.grad(chunk_sum, leaf, scale)[0])
+        sums.append(chunk_sum.detach())
+    return torch.stack(sums).sum(), torch.cat(gradients)
 
 
-def _cross_entropy_sum(head: nn.Module, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(head(rows).float(), labels, reduction="sum")
+def _cross_entropy_sum(project: Project, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(project(rows).float(), labels, reduction="sum")
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -153,21 +184,16 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_rows, labels, head, scale, chunk_rows):
-        sums, gradients = [], []
-        for rows, targets in zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True):
-            with torch.enable_grad():
-                leaf = rows.detach().requires_grad_()
-                chunk_sum = _cross_entropy_sum(head, leaf, targets)
-            gradients.append(torch.autograd.grad(chunk_sum, leaf, scale)[0])
-            sums.append(chunk_sum.detach())
-        ctx.save_for_backward(torch.cat(gradients), scale)
-        return torch.stack(sums).sum()
+        compute = partial(_chunked_sum_and_gradient, labels=labels, scale=scale, chunk_rows=chunk_rows)
+        loss_sum, gradient = _in_one_call(head, compute, hidden_rows.detach())
+        ctx.save_for_backward(gradient, scale)
+        return loss_sum
 
     @staticmethod
     def backward(ctx, grad_sum):
-        gradients, scale = ctx.saved_tensors
+        gradient, scale = ctx.saved_tensors
         remaining = torch.where(scale == 0, scale, grad_sum / scale)  # 1 where the caller multiplies with `scale` alone
-        return (gradients * remaining).to(gradients.dtype), None, None, None, None
+        return (gradient * remaining).to(gradient.dtype), None, None, None, None
 
 
 def audio_loss_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from ds_higgs.losses import (
     text_loss_sum,
     text_source_rows,
 )
-from ds_higgs.model.heads import deferred_heads
+from ds_higgs.model.heads import deferred_heads, text_head
 from ds_higgs.model.loading import HiggsAudioModel
 from ds_higgs.model.lora import unwrap
 
@@ -94,13 +94,12 @@ class StepModule(nn.Module):
         """The heads run only on the rows that predict a target."""
         with deferred_heads(self.higgs):
             outputs = self.higgs(**model_inputs, use_cache=False)
-        heads = self.higgs.audio_decoder_proj
         hidden = outputs.logits.flatten(0, 1)  # [batch * seq, hidden]
         text_rows = hidden.index_select(0, text_source_rows(targets, text_token_mask(outputs)))
         audio_rows = hidden.index_select(0, audio_source_rows(targets, outputs.audio_out_mask))
         return (
-            text_loss_sum(text_rows, targets.text_labels, heads.text_lm_head, scale=text_scale),
-            audio_loss_sums(heads.audio_lm_head(audio_rows), targets.audio_labels),
+            text_loss_sum(text_rows, targets.text_labels, text_head(self.higgs), scale=text_scale),
+            audio_loss_sums(self.higgs.audio_decoder_proj.audio_lm_head(audio_rows), targets.audio_labels),
         )
 
     def _full_logits_sums(self, model_inputs: ModelInputs, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from tests.support.launching import ROOT
 PACKAGE = ROOT / "ds_higgs"
 # From the bottom up: a module may import those of its own line and of the lines before it.
 LAYERS = [
-    {"errors", "batch", "config", "layout", "files", "hub", "losses", "run_folder"},
+    {"errors", "batch", "config", "layout", "files", "hub", "losses", "module_calls", "run_folder"},
     {"job"},
     {"model", "data", "checkpoint"},
     {"adapters", "sizing", "speech"},

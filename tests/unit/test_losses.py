@@ -160,19 +160,51 @@ def test_a_frozen_head_under_a_scale_of_zero_gets_a_gradient_of_zero():
     assert torch.equal(hidden.grad, torch.zeros(13, 7))
 
 
+class RecordingHead(torch.nn.Linear):
+    """A head that tells how many rows it projects at a time."""
+
+    def __init__(self, *sizes: int):
+        super().__init__(*sizes, bias=False)
+        self.rows: list[int] = []
+
+    def forward(self, hidden):
+        self.rows.append(hidden.shape[0])
+        return super().forward(hidden)
+
+
 def test_a_frozen_head_is_run_once_and_keeps_no_logits():
     rows, vocab = 40, 1000
-    head = torch.nn.Linear(7, vocab, bias=False).requires_grad_(False)
+    head = RecordingHead(7, vocab).requires_grad_(False)
     hidden = torch.randn(rows, 7, requires_grad=True)
-    sizes, kept = [], []
-    head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[0]))
+    kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
         loss = text_loss_sum(hidden, torch.zeros(rows).long(), head, chunk_rows=16)
     at_return = loss.grad_fn.saved_tensors
     loss.backward()
-    assert sizes == [16, 16, 8]
+    assert head.rows == [16, 16, 8]
     assert [tensor.shape for tensor in at_return] == [(rows, 7), ()]
     assert max(kept) <= 16 * vocab
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("rows", [0, 5, 13])
+def test_the_head_is_called_once_however_many_rows_there_are(rows, frozen):
+    """ZeRO-3 gathers a split weight at every call of its module, so ranks with other numbers of targets may not differ.
+
+    What a call returns carries a gradient, and is gathered for once more, only where the head learns.
+    """
+    head = RecordingHead(7, 47).requires_grad_(not frozen)
+    hidden, calls = torch.randn(rows, 7, requires_grad=True), []
+
+    def record(module, inputs, output):
+        calls.append(any(one.requires_grad for one in (output if isinstance(output, tuple) else (output,))))
+
+    recording = head.register_forward_hook(record)
+    text_loss_sum(hidden, torch.zeros(rows).long(), head, chunk_rows=5).backward()
+    recording.remove()
+    assert calls == [not frozen]
+    assert max(head.rows) <= 5
+    assert head(hidden).shape == (rows, 47)  # its own forward is back
 
 
 def test_without_gradients_the_sum_is_the_same():
