@@ -266,16 +266,25 @@ class LocalGradients:
 
     def _finish(self, parameter: nn.Parameter) -> torch.Tensor:
         if parameter in self._sums:
-            parameter.grad = self._sums.pop(parameter).to(parameter.dtype)
-        elif parameter.grad is None:
+            return _set_gradient(parameter, self._sums.pop(parameter).to(parameter.dtype))
+        if parameter.grad is None:
             shape = getattr(parameter, "ds_shape", parameter.shape)  # ds_shape: of a parameter that ZeRO-3 splits
-            parameter.grad = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+            return _set_gradient(parameter, torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
         return parameter.grad
 
     def drop(self) -> None:
         self._sums.clear()
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _set_gradient(parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+    """Set a whole gradient, also where ZeRO-3 has left nothing of the parameter: torch wants the two of one shape."""
+    held = parameter.data
+    parameter.data = gradient
+    parameter.grad = gradient
+    parameter.data = held
+    return gradient
 
 
 def _update(engine: DeepSpeedEngine, result: StepResult, *, skip_non_finite: bool) -> StepResult:
