@@ -10,6 +10,7 @@ import deepspeed
 import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from peft import PeftModel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -139,6 +140,7 @@ def build_engine(
             lr_scheduler=build_scheduler,
             dist_init_required=False,
         )
+    _undo_first_step(engine)
     engine.set_gradient_accumulation_boundary(True)
     if config.checkpoint.on_save_error == "warn":
         tolerate_tracker_errors(engine)
@@ -146,6 +148,19 @@ def build_engine(
         engine.optimizer.check_grad_overflow = True  # in fp32 too: no update from a gradient that is not finite
     seed_everything(config.run.seed + 1 + ranks.rank)  # dropout: other masks on every rank
     return engine
+
+
+def _undo_first_step(engine: DeepSpeedEngine) -> None:
+    """Take back the update, on gradients of zero, that DeepSpeed's optimizer of stage 0 in bf16 makes as it is built.
+
+    It would count as the first one in AdamW's bias correction, and has decayed the fp32 weights.
+    """
+    optimizer = engine.optimizer
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        optimizer.state.clear()
+        for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+            for master, weight in zip(masters, weights, strict=True):
+                master.data.copy_(weight.data)
 
 
 def seed_everything(seed: int) -> None:

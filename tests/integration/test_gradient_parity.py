@@ -1,23 +1,46 @@
-"""DeepSpeed at every stage against plain torch on the whole batch, in fp32: same gradient norm and updated weights."""
+"""DeepSpeed at every stage against plain torch on the whole batch: same gradient norms and updated weights."""
 
 import json
 import math
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
+from ds_higgs.batch import Batch
 from ds_higgs.losses import build_targets
 from ds_higgs.model.tiny import write_tiny_base
 from ds_higgs.training.train_step import LossWeights, StepModule
 from tests.support import launching
-from tests.support.parity import ROUNDING, SCENARIOS, STEPS, build_model, micro_batches, parity_config, trainable
+from tests.support.parity import ROUNDING, STEPS, build_model, micro_batches, parity_config, trainable
 
 PROGRAM = Path(__file__).parent / "workers" / "parity.py"
+SCENARIOS = ("all audio", "rank 1 without audio")
 
 
-def settings(ranks: int, *, every: bool = False) -> list[dict]:
+@dataclass(frozen=True)
+class Setting:
+    """One way to split and train a scenario; `repeated`: every micro-batch of a rank is the same one."""
+
+    scenario: str
+    accumulation: int
+    zero: dict
+    lora: dict = field(default_factory=dict)
+    repeated: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self)
+
+    @property
+    def bf16(self) -> bool:
+        return self.zero.get("precision") == "bf16"
+
+
+def settings(ranks: int, *, every: bool = False) -> list[Setting]:
     """Stages, offload, accumulation 1, 2, 4 and scenarios: every pair of their values, or `every` combination.
 
     Without audio on rank 1 up to stage 2.
@@ -28,14 +51,27 @@ def settings(ranks: int, *, every: bool = False) -> list[dict]:
             continue
         if not every and stage < 3 and (scenario == "all audio") == (offload == (accumulation == 2)):
             continue
-        zero = {"stage": stage, "offload_optimizer": offload}
-        name = f"{stage} offload={offload} accumulation={accumulation} {scenario}"
-        found.append({"name": name, "scenario": scenario, "accumulation": accumulation, "zero": zero})
+        found.append(Setting(scenario, accumulation, {"stage": stage, "offload_optimizer": offload}))
     for stage in (1, 2, 3):
-        overlap = {"stage": stage, "overlap_comm": True}
         scenario = "all audio" if stage == 3 else "rank 1 without audio"
-        found.append({"name": f"{stage} overlap", "scenario": scenario, "accumulation": 2, "zero": overlap})
+        found.append(Setting(scenario, 2, {"stage": stage, "overlap_comm": True}))
     return found
+
+
+def settings_of_long_texts() -> list[Setting]:
+    """Ranks with other numbers of text chunks where every weight is split; the head frozen, trained, and with LoRA."""
+    zero = {"stage": 3, "extra": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}
+    loras = [{}, {"modules_to_save": ["text_head"]}, {"targets": r"layers\.0\.mlp\.up_proj|.*text_lm_head"}]
+    return [Setting("long texts", accumulation, zero, lora=lora) for accumulation in (1, 2) for lora in loras]
+
+
+def settings_in_bf16() -> list[Setting]:
+    """Every stage in the default precision."""
+    return [
+        Setting("all audio", accumulation, {"stage": stage, "precision": "bf16"})
+        for stage in (0, 1, 2, 3)
+        for accumulation in (1, 4)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +82,7 @@ def small_base(tmp_path_factory) -> Path:
     return folder
 
 
-def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
+def clip_gradients(parameters: list[torch.Tensor], max_norm: float) -> float:
     """Scale gradients to a norm of `max_norm` at most; the norm before, summed up in double.
 
     torch's own clipping is no reference: on a CPU its fp32 norm of some 10^5 numbers is 1e-5 too small.
@@ -59,61 +95,104 @@ def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> flo
 
 @pytest.fixture(scope="module")
 def plain(small_base):
-    """One process, the whole batch, torch's own AdamW."""
+    """One process, the whole batch, torch's own AdamW on fp32 weights, which bf16 ones follow."""
 
-    def train(scenario: str) -> dict:
-        config = parity_config(small_base)
-        model = build_model(config)
-        module = StepModule(model)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=config.optim.learning_rate, eps=config.optim.eps, weight_decay=config.optim.weight_decay
-        )
-        weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
+    @cache
+    def train(scenario: str, bf16: bool, lora: str) -> dict:
+        config = parity_config(small_base, lora=json.loads(lora), precision="bf16" if bf16 else "fp32")
+        module = StepModule(build_model(config))
+        masters = {name: weight.float() for name, weight in trainable(module.peft_model).items()}
+        optim = config.optim
+        settings = {"lr": optim.learning_rate, "eps": optim.eps, "weight_decay": optim.weight_decay}
+        optimizer = torch.optim.AdamW(masters.values(), **settings)
         batches = micro_batches(small_base, scenario, count=2)
-        targets = [build_targets(batch, placeholder_ids=module.placeholder_ids) for batch in batches]
-        scales = weights.scales(sum(one.counts() for one in targets)).float()
         losses, norms = [], []
         for _ in range(STEPS):
-            optimizer.zero_grad()
-            outputs = [module(batch.model_inputs, one, scales) for batch, one in zip(batches, targets, strict=True)]
-            loss = sum(output.loss for output in outputs)
-            loss.backward()
-            norms.append(clip_gradients(parameters, config.optim.max_grad_norm))
-            losses.append(loss.item())
+            losses.append(add_gradients(module, batches, masters))
+            norms.append(clip_gradients(list(masters.values()), optim.max_grad_norm))
             optimizer.step()
-        return {"grad_norms": norms, "losses": losses, "weights": trainable(model)}
+            module.peft_model.load_state_dict(masters, strict=False)
+        after = add_gradients(module, batches, masters)
+        return {"grad_norms": norms, "losses": losses, "loss_after": after, "weights": masters}
 
-    return {scenario: train(scenario) for scenario in SCENARIOS}
+    return lambda setting: train(setting.scenario, setting.bf16, json.dumps(setting.lora))
 
 
-def settings_of_four(ranks: int) -> list[dict]:
+def add_gradients(module: StepModule, batches: list[Batch], masters: dict[str, torch.Tensor]) -> float:
+    """Set the masters' gradients to the sum over `batches`, in fp32; return the loss."""
+    weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
+    targets = [build_targets(batch, placeholder_ids=module.placeholder_ids) for batch in batches]
+    scales = weights.scales(sum(one.counts() for one in targets)).float()
+    parameters = dict(module.peft_model.named_parameters())
+    for master in masters.values():
+        master.grad = torch.zeros_like(master)
+    total = 0.0
+    for batch, one in zip(batches, targets, strict=True):
+        loss = module(batch.model_inputs, one, scales).loss
+        loss.backward()
+        total += loss.item()
+        for name, master in masters.items():
+            if parameters[name].grad is not None:
+                master.grad += parameters[name].grad
+                parameters[name].grad = None
+    return total
+
+
+def train(ranks: int, chosen: list[Setting], base: Path, folder: Path) -> dict[str, dict]:
+    """What the launcher's ranks found in every setting, by its name."""
+    (folder / "settings.json").write_text(json.dumps([{"name": one.name, **asdict(one)} for one in chosen]))
+    output = folder / "results.pt"
+    command = launching.deepspeed(ranks, PROGRAM, base, output, folder / "settings.json")
+    done = launching.run(command, timeout_s=1200)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return torch.load(output, weights_only=True)
+
+
+def settings_of_four(ranks: int) -> list[Setting]:
     """1 x 4 and 4 x 1 micro-batches, beside 2 x 2."""
     plain_stage = {"stage": 2, "offload_optimizer": False}
-    return [s for s in settings(ranks, every=True) if s["zero"] == plain_stage and ranks * s["accumulation"] == 4]
+    return [s for s in settings(ranks, every=True) if s.zero == plain_stage and ranks * s.accumulation == 4]
 
 
 @pytest.mark.parametrize(
     ("ranks", "chosen"),
     [
         pytest.param(1, settings_of_four(1), id="1"),
-        pytest.param(2, settings(2), id="2"),
+        pytest.param(2, settings(2) + settings_of_long_texts(), id="2"),
         pytest.param(4, settings_of_four(4), id="4"),
         pytest.param(2, settings(2, every=True), id="2-every", marks=pytest.mark.slow),
     ],
 )
 def test_every_split_gives_the_gradient_of_the_whole_batch(ranks, chosen, small_base, plain, tmp_path):
-    (tmp_path / "settings.json").write_text(json.dumps(chosen))
-    output = tmp_path / "results.pt"
-
-    done = launching.run(launching.deepspeed(ranks, PROGRAM, small_base, output, tmp_path / "settings.json"))
-
-    assert done.returncode == 0, done.stdout[-4000:]
-    results = torch.load(output, weights_only=True)
+    results = train(ranks, chosen, small_base, tmp_path)
     for setting in chosen:
-        found, expected = results[setting["name"]], plain[setting["scenario"]]
-        assert found["losses"] == pytest.approx(expected["losses"], rel=ROUNDING), setting["name"]
-        assert found["grad_norms"] == pytest.approx(expected["grad_norms"], rel=ROUNDING), setting["name"]
+        found, expected = results[setting.name], plain(setting)
+        assert found["losses"] == pytest.approx(expected["losses"], rel=ROUNDING), setting.name
+        assert found["loss_after"] == pytest.approx(expected["loss_after"], rel=ROUNDING), setting.name
+        assert found["grad_norms"] == pytest.approx(expected["grad_norms"], rel=ROUNDING), setting.name
         for name, weight in expected["weights"].items():
             other = found["weights"][name]
-            torch.testing.assert_close(other, weight, rtol=1e-5, atol=1e-5, msg=f"{setting['name']}: {name}")
+            torch.testing.assert_close(other, weight, rtol=1e-5, atol=1e-5, msg=f"{setting.name}: {name}")
+        assert found["fresh"], setting.name
+
+
+def test_bf16_updates_are_those_of_plain_torch(small_base, plain, tmp_path):
+    """To bf16's rounding, over all stages; and to the bit for a micro-batch that comes eight times instead of once.
+
+    The eight gradients sum to eight times one, which is exact in fp32, and not where they are summed in bf16.
+    """
+    once = Setting("all audio", 1, {"stage": 2, "precision": "bf16"})
+    eight_times = replace(once, accumulation=8, repeated=True)
+    results = train(2, [*settings_in_bf16(), eight_times], small_base, tmp_path)
+    initial = trainable(build_model(parity_config(small_base, precision="bf16")))
+    for setting in settings_in_bf16():
+        found, expected = results[setting.name], plain(setting)
+        assert found["fresh"], setting.name
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4), setting.name
+        assert found["loss_after"] == pytest.approx(expected["loss_after"], rel=1e-4), setting.name
+        assert found["grad_norms"] == pytest.approx(expected["grad_norms"], rel=5e-3), setting.name
+        for name, weight in expected["weights"].items():
+            error = (found["weights"][name] - weight).norm() / (weight - initial[name].float()).norm()
+            assert error < 2e-2, f"{setting.name}: {name}: {error:.2g} of the update"
+    for name, weight in results[once.name]["weights"].items():
+        assert torch.equal(results[eight_times.name]["weights"][name], weight), name

@@ -28,7 +28,14 @@ WITH_AUDIO = [
 RANK_1_WITHOUT_AUDIO = [
     sample if index % 2 == 0 else Sample(sample.text, (), ()) for index, sample in enumerate(WITH_AUDIO)
 ]
-SCENARIOS = {"all audio": WITH_AUDIO, "rank 1 without audio": RANK_1_WITHOUT_AUDIO}
+# Rank 0 has three chunks of text targets (`losses.TEXT_CHUNK_ROWS`) in a micro-batch, rank 1 a part of one.
+LONG_TEXTS = [
+    Sample("a word and more " * 20, (3,), (5,)),
+    Sample("b", (2,), (4,)),
+    Sample("this one goes on " * 22, (2,), (3,)),
+    Sample("short", (1,), (6,)),
+]
+SCENARIOS = {"all audio": WITH_AUDIO, "rank 1 without audio": RANK_1_WITHOUT_AUDIO, "long texts": LONG_TEXTS}
 STEPS = 2
 # How far two fp32 computations of one loss or gradient norm may lie apart, relatively. Each is the end of a chain of
 # some 250 operations (at most 4 layers, about 30 in the forward and 30 in the backward pass of each) that round by at
@@ -38,14 +45,14 @@ STEPS = 2
 ROUNDING = 4e-6
 
 
-def parity_config(base: Path, *, stage: int = 2, **zero: Any) -> Config:
+def parity_config(base: Path, *, lora: dict[str, Any] | None = None, stage: int = 2, **zero: Any) -> Config:
     """Dropout off, every kind of trainable module on; Adam with a large epsilon, so that updates are smooth."""
     return Config.model_validate(
         {
             "run": {"output_dir": "unused"},
             "model": {"base": str(base)},
             "data": {"train_manifest": "unused"},
-            "lora": {"rank": 4, "dropout": 0.0, "modules_to_save": ("audio_head", "audio_embeddings")},
+            "lora": {"rank": 4, "dropout": 0.0, "modules_to_save": ("audio_head", "audio_embeddings"), **(lora or {})},
             "optim": {"learning_rate": 1e-2, "eps": 1e-2, "schedule": "constant", "max_grad_norm": 0.5},
             "zero": {"stage": stage, "precision": "fp32", **zero},
             "logging": {"tensorboard": False},

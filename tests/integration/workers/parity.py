@@ -1,45 +1,70 @@
 """Train one global batch with DeepSpeed in many settings; rank 0 saves norms, losses and weights of each.
 
-Usage: parity.py BASE OUTPUT.pt SETTINGS.json   (a list of {name, scenario, accumulation, zero: {...}})
+Usage: parity.py BASE OUTPUT.pt SETTINGS.json   (a list of `Setting`s of test_gradient_parity.py)
 """
 
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 
-import deepspeed
 import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.utils import safe_get_full_fp32_param
 
+from ds_higgs.batch import Batch
 from ds_higgs.job import distributed
 from ds_higgs.job.process_exit import run_and_exit
 from ds_higgs.training.engine import build_engine
 from ds_higgs.training.train_step import LossWeights, train_step
+from ds_higgs.training.validation import evaluate
 from ds_higgs.training.zero import build_deepspeed_config
 from tests.support.parity import STEPS, build_model, micro_batches, parity_config, trainable
 
 
 def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
-    config = parity_config(base, **setting["zero"])
+    config = parity_config(base, lora=setting["lora"], **setting["zero"])
     config = config.model_copy(
         update={"optim": config.optim.model_copy(update={"gradient_accumulation_steps": setting["accumulation"]})}
     )
     model = build_model(config)
+    initial = trainable(model)
     engine = build_engine(config, model, deepspeed_config=build_deepspeed_config(config), total_steps=10, ranks=ranks)
+    masters = master_weights(engine)
     weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
-    everything = micro_batches(base, setting["scenario"], count=ranks.world_size * setting["accumulation"])
-    own = everything[ranks.rank :: ranks.world_size]
+    own = own_batches(setting, base, ranks)
+    fresh = not engine.optimizer.state and all(torch.equal(masters[name], initial[name].float()) for name in initial)
     results = [train_step(engine, own, weights) for _ in range(STEPS)]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with deepspeed.zero.GatheredParameters(parameters, enabled=config.zero.stage == 3):
-        weights_now = trainable(model)
-    engine.destroy()
-    return {
+    found = {
+        "fresh": fresh,
         "grad_norms": [result.grad_norm for result in results],
         "losses": [result.loss for result in results],
-        "text_losses": [result.text_loss for result in results],
-        "audio_losses": [result.audio_loss for result in results],
-        "weights": weights_now,
+        "loss_after": evaluate(engine, own, weights).loss,
+        "weights": master_weights(engine),
     }
+    engine.destroy()
+    return found
+
+
+def own_batches(setting: dict, base: Path, ranks: distributed.Ranks) -> list[Batch]:
+    """This rank's micro-batches; one of them again and again where the setting says so."""
+    if setting["repeated"]:
+        return [micro_batches(base, setting["scenario"], count=ranks.world_size)[ranks.rank]] * setting["accumulation"]
+    everything = micro_batches(base, setting["scenario"], count=ranks.world_size * setting["accumulation"])
+    return everything[ranks.rank :: ranks.world_size]
+
+
+def master_weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """The trained weights in the precision in which they are updated, whole."""
+    named = [(name, parameter) for name, parameter in engine.module.peft_model.named_parameters()]
+    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    if engine.zero_optimization_stage() > 0:
+        masters = [safe_get_full_fp32_param(parameter) for _, parameter in named]
+    elif engine.bfloat16_enabled():
+        masters = list(chain.from_iterable(engine.optimizer.fp32_groups))
+    else:
+        masters = [parameter for _, parameter in named]
+    return {name: master.detach().clone() for (name, _), master in zip(named, masters, strict=True)}
 
 
 def main() -> None:
