@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ds_higgs.batch import ModelInputs
 from ds_higgs.model.loading import load_model, read_model_config
 from ds_higgs.model.lora import apply_lora
 from tests.support.batches import build_collator
+from tests.support.norms import randomise_norms
 
 # A sample is a list of parts: a number of text tokens, ("in", frames) or ("out", frames).
 Part = int | tuple[str, int]
@@ -59,6 +61,15 @@ def _make_sample(config, parts: list[Part], generator: torch.Generator) -> ChatM
         audio_sample_rate=torch.tensor([]),
         audio_speaker_indices=torch.tensor([]),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base checkpoint with other norm weights for text than for audio; read only."""
+    folder = tmp_path_factory.mktemp("uneven_norms") / "base"
+    shutil.copytree(tiny_base, folder)
+    randomise_norms(folder)
+    return folder
 
 
 @pytest.fixture(params=BATCHES)
