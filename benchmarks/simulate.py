@@ -30,7 +30,8 @@ from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, describe_checkpointing
-from ds_higgs.sizing.memory import BatchShape, Policy, estimate_memory
+from ds_higgs.sizing.inputs import BatchShape, Policy
+from ds_higgs.sizing.memory import estimate_memory
 from ds_higgs.sizing.shape import model_shape
 from ds_higgs.training.train_step import StepModule
 
@@ -187,15 +188,22 @@ def _build_step(setting: Setting, peft_model, batch: Batch, mode: SimulatedCuda)
         **{name: mode.to_device(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
     )
     scales = torch.empty(9, dtype=torch.float32, device="cuda")
-    estimated = estimate_step(setting, peft_model, batch, targets)
+    with mode.real():
+        estimated = estimate_step(setting, peft_model, batch, targets)
     return lambda: module(inputs, targets_on_device, scales).loss, estimated
 
 
 def estimate_step(setting: Setting, peft_model, batch: Batch, targets: Targets) -> int:
     """What `ds-higgs estimate` says of this step beyond weights, optimizer states and the framework's own memory."""
-    lengths = setting.lengths()
+    longest = SampleShape.of_length(max(setting.lengths()))
+    frames = sum(batch.model_inputs[name].shape[1] for name in ("audio_in_ids", "audio_out_ids"))
     shape = BatchShape(
-        len(lengths), batch.num_tokens, max(lengths), len(targets.text_labels), len(targets.audio_frames)
+        num_samples=setting.batch_size,
+        positions=batch.num_tokens,
+        longest=make_batch(unwrap(peft_model).config, [longest]).num_tokens,
+        frames=frames,
+        text_rows=len(targets.text_labels),
+        audio_rows=len(targets.audio_frames),
     )
     policy = Policy(checkpoint_every=setting.recompute, lora_dropout=setting.dropout, kernels=setting.kernels)
     counts = count_parameters(peft_model)

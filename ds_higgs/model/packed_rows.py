@@ -180,7 +180,7 @@ def _forward_core(model: HiggsAudioModel, hidden_states: torch.Tensor, causal_ma
     packed = flat.index_select(0, rows.source)
     for layer in model.layers:
         (packed,) = layer(packed, packed_rows=rows)
-    unpacked = torch.zeros_like(flat).index_copy_(0, rows.source, packed)
+    unpacked = _Scatter.apply(packed, rows.source, flat.shape[0])
     return unpacked.view_as(hidden_states), None, None
 
 

@@ -1,5 +1,7 @@
 """Applies the memory and speed patches to a loaded model, each switchable, in the one order that works."""
 
+import functools
+
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 
 from ds_higgs.model.activation_checkpointing import enable_activation_checkpointing
@@ -30,10 +32,11 @@ def apply_patches(
     if kernels == "liger":
         apply_liger_kernels(model)
     if packed_rows and can_pack_rows(model):
-        parts = LayerParts(
-            kernels=build_layer_kernels(kernels, compiled=compiled),
-            project=project if grouped_lora else project_one_by_one,
+        chosen = build_layer_kernels(kernels, compiled=compiled)
+        enable_packed_rows(
+            model, parts=LayerParts(kernels=chosen, project=project if grouped_lora else project_one_by_one)
         )
-        enable_packed_rows(model, parts=parts)
+        if kernels == "torch":  # Liger's is on every norm already
+            model.norm.forward = functools.partial(chosen.norm, model.norm)
     if activation_checkpointing is not None:
         enable_activation_checkpointing(model, every=activation_checkpointing)

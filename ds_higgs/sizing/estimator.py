@@ -6,13 +6,15 @@ from pathlib import Path
 
 from ds_higgs.config import Config
 from ds_higgs.model.loading import read_config_only
-from ds_higgs.sizing.memory import GIB, BatchShape, ModelShape, Policy, estimate_memory, total_bytes
+from ds_higgs.sizing.activations import flash_workspace
+from ds_higgs.sizing.inputs import BatchShape, ModelShape, Policy
+from ds_higgs.sizing.memory import GIB, estimate_memory, total_bytes
 from ds_higgs.sizing.shape import count_lora_parameters, model_shape
 
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 # From the fastest to the one that keeps least: recompute no layer, every 4th, every 2nd, every layer.
 CHECKPOINTING_CHOICES = (None, 4, 2, 1)
-# Of a card's memory: fragmentation and what the estimate does not see take the rest.
+# Of a card's memory: other processes and what the estimate does not see take the rest.
 USABLE_SHARE = 0.92
 
 
@@ -121,6 +123,10 @@ def run_estimate(config: Config, *, world_size: int, positions: int, card_gib: S
         f"{batch.num_samples} samples of {batch.longest} positions, checkpointing {describe_checkpointing(every)}\n"
     )
     print_terms(estimator.terms(batch, checkpoint_every=every))
+    workspace = flash_workspace(estimator.shape, batch, estimator.policy)
+    print(
+        f"\nFlashAttention takes {workspace / GIB:.3f} GiB for itself in every layer's backward pass, within the above."
+    )
     for gib in card_gib:
         print(f"\nA card of {gib:g} GiB holds, of samples of {positions} positions:")
         for choice in CHECKPOINTING_CHOICES:

@@ -6,7 +6,7 @@ from torch import nn
 
 from ds_higgs.model.loading import HiggsAudioConfig, build_meta_model
 from ds_higgs.model.lora import apply_lora, count_parameters
-from ds_higgs.sizing.memory import ModelShape
+from ds_higgs.sizing.inputs import ModelShape
 
 
 def model_shape(config: HiggsAudioConfig) -> ModelShape:

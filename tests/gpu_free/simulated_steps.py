@@ -82,6 +82,18 @@ def count(change: Change | None) -> dict:
     }
 
 
+def estimates() -> dict[str, float]:
+    """The estimate over the simulated peak, of the smallest and the largest batch and every policy, in four layers."""
+    settings = [
+        simulate.Setting(batch_size, positions, recompute, layers=4)
+        for batch_size, positions in ((2, 500), (16, 2000))
+        for recompute in simulate.CHECKPOINTING_CHOICES
+    ]
+    found = {setting: simulate.simulate(setting) for setting in settings}
+    return {str(setting): step.estimated_bytes / step.peak_bytes for setting, step in found.items()}
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps({name: count(change) for name, change in CHANGES.items()}))
+    found = {"estimates": estimates(), "steps": {name: count(change) for name, change in CHANGES.items()}}
+    Path(sys.argv[1]).write_text(json.dumps(found))
     os._exit(0)

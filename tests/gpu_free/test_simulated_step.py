@@ -32,12 +32,34 @@ def find_problems(counts: dict) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What was counted in the whole step and in each that is broken on purpose."""
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What `simulated_steps.py` wrote."""
     found = tmp_path_factory.mktemp("simulated") / "counts.json"
     script = Path(__file__).with_name("simulated_steps.py")
     subprocess.run([sys.executable, str(script), str(found)], check=True, cwd=ROOT, timeout=300)
     return json.loads(found.read_text())
+
+
+@pytest.fixture(scope="module")
+def counted(simulated) -> dict[str, dict]:
+    """What was counted in the whole step and in each that is broken on purpose."""
+    return simulated["steps"]
+
+
+def test_the_estimate_is_within_three_per_cent_of_the_simulated_peak(simulated):
+    wrong = {setting: ratio for setting, ratio in simulated["estimates"].items() if abs(ratio - 1) > 0.03}
+    assert len(simulated["estimates"]) == 8
+    assert not wrong
+
+
+@pytest.mark.slow
+def test_the_estimate_is_within_three_per_cent_in_all_24_settings_of_the_released_model(tmp_path):
+    table = tmp_path / "simulated.json"
+    command = [sys.executable, "benchmarks/simulate.py", "--output", str(table)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=3000)
+    rows = json.loads(table.read_text())["rows"]
+    assert len(rows) == 24
+    assert not [row for row in rows if abs(row["estimated / simulated"] - 1) > 0.03]
 
 
 def test_the_step_launches_keeps_and_waits_for_no_more_than_it_did(counted):

@@ -1,0 +1,178 @@
+"""What a forward and backward pass holds in memory, at each moment that can be its fullest.
+
+What is kept for the backward pass is what `packed_rows`, `grouped_lora`, `layer_kernels` and torch's autograd keep: the
+base weights are frozen, so their matrix products keep nothing, while LoRA keeps its (dropped-out) inputs. Layers give
+back what they kept as the backward pass goes down, so the fullest moment is at the heads, in the last layer, or in the
+first one, when all gradients are there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ds_higgs.losses import TEXT_CHUNK_ROWS
+from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
+
+# Rows of the feed-forward's width alive in SwiGLU's backward pass: its own gradient and what each way makes of it.
+SWIGLU_BACKWARD = {"torch": 4, "plain": 3, "liger": 1}
+FLASH_BLOCK = 128  # positions: what FlashAttention-2 rounds lengths up to in its workspace
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes alive together: kept for the backward pass, needed by an operation, and the trained weights' gradients."""
+
+    kept: int
+    work: int
+    gradients: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.kept + self.work + self.gradients
+
+
+def fullest_moment(model: ModelShape, batch: BatchShape, policy: Policy, *, trainable: int) -> Moment:
+    """The moment of a micro-batch at which most is alive.
+
+    From the second micro-batch of a step on, the fp32 sums of the earlier ones' gradients are alive throughout.
+    """
+    accumulates = policy.gradient_accumulation_steps > 1 and policy.element_bytes < FP32
+    sums = FP32 * trainable if accumulates else 0
+    fullest = max(_moments(model, batch, policy, trainable), key=lambda moment: moment.total)
+    return Moment(fullest.kept, fullest.work, fullest.gradients + sums)
+
+
+def _moments(model: ModelShape, batch: BatchShape, policy: Policy, trainable: int) -> Iterator[Moment]:
+    step = _Step(model, batch, policy)
+    gradients = trainable * policy.element_bytes
+    yield from step.head_moments()
+    below = step.kept_by_layers(model.num_layers - 1)
+    for work in step.layer_work():
+        yield Moment(below + step.layer() + step.rope(), work)
+        yield Moment(step.layer() + step.rope(), work, gradients)
+    yield Moment(0, 0, gradients)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Sizes in bytes of the parts of one forward and backward pass."""
+
+    model: ModelShape
+    batch: BatchShape
+    policy: Policy
+
+    def rows(self, count: int, width: int) -> int:
+        return count * width * self.policy.element_bytes
+
+    def kept_by_layers(self, count: int) -> int:
+        """What the first `count` layers keep: all of a layer's, or its input where the layer is recomputed."""
+        every = self.policy.checkpoint_every
+        recomputed = 0 if every is None else -(-count // every)
+        return (count - recomputed) * self.layer() + recomputed * self.rows(self.batch.positions, self.model.hidden)
+
+    def layer(self) -> int:
+        """What one decoder layer keeps."""
+        copies = 7 * self.policy.lora_rank * self.model.hidden * self.policy.element_bytes  # A matrices side by side
+        grouped = copies if self.policy.grouped_lora else 0
+        return self.attention() + self.feed_forward(self.batch.positions) + grouped
+
+    def attention(self) -> int:
+        """The norm's input, query, key, value and output in the grid with a number a row, and LoRA's inputs."""
+        model, cells = self.model, self.batch.grid_cells
+        grid = self.rows(cells, 2 * model.query_width + 2 * model.key_width) + cells * model.num_heads * FP32
+        positions = self.batch.positions
+        return (
+            self.norm(positions)
+            + grid
+            + self.lora(positions, model.hidden, projections=3)
+            + self.attention_output(positions)
+        )
+
+    def attention_output(self, rows: int) -> int:
+        return self.lora(rows, self.model.query_width, projections=1)
+
+    def feed_forward(self, rows: int) -> int:
+        """The norm's input, gate and up (and the activated gate, in the model's own way), and LoRA's inputs."""
+        widths = 3 if self.policy.kernels == "plain" else 2
+        return (
+            self.norm(rows)
+            + self.rows(rows, widths * self.model.intermediate)
+            + self.lora(rows, self.model.hidden, projections=2)
+            + self.down(rows)
+        )
+
+    def down(self, rows: int) -> int:
+        return self.lora(rows, self.model.intermediate, projections=1)
+
+    def norm(self, rows: int) -> int:
+        """The input, of which the model's own norm keeps an fp32 copy, and a number a row."""
+        element = FP32 if self.policy.kernels == "plain" else self.policy.element_bytes
+        return rows * (self.model.hidden * element + FP32)
+
+    def lora(self, rows: int, width: int, *, projections: int) -> int:
+        """The input of LoRA pairs, with dropout a copy and a mask, of each pair or of their group; and A's outputs."""
+        policy = self.policy
+        outputs = self.rows(rows, projections * policy.lora_rank)
+        if policy.lora_dropout == 0:
+            return self.rows(rows, width) + outputs
+        mask_bytes = 1 if policy.cuda or policy.grouped_lora else policy.element_bytes
+        copies = 1 if policy.grouped_lora else projections
+        return copies * rows * width * (policy.element_bytes + mask_bytes) + outputs
+
+    def rope(self) -> int:
+        return 2 * self.rows(self.batch.positions, self.model.head_dim)
+
+    def head_moments(self) -> Iterator[Moment]:
+        """Text logits and what cross-entropy makes of them, then the audio ones, with everything kept."""
+        batch, hidden = self.batch, self.model.hidden
+        kept = self.kept_by_layers(self.model.num_layers) + self.rope()
+        norm_input = self.norm(batch.padded_positions)
+        text_rows, audio_rows = (self.rows(count, hidden) for count in (batch.text_rows, batch.audio_rows))
+        audio = 3 * FP32 * batch.audio_rows * self.model.audio_vocab
+        if self.policy.supervised_heads:  # the text's gradient is made in the forward pass, chunk by chunk
+            logits = min(batch.text_rows, TEXT_CHUNK_ROWS) * self.model.text_vocab
+            normed = self.rows(batch.padded_positions, hidden)
+            selected = normed + text_rows + audio_rows
+            yield Moment(kept + norm_input, selected + 3 * FP32 * logits)
+            copies = self.rows(batch.audio_rows, self.model.audio_vocab) * (self.policy.element_bytes < FP32)
+            yield Moment(kept + norm_input + text_rows, selected + 2 * audio // 3 + copies)
+            yield Moment(kept + norm_input + text_rows, audio)
+        else:  # the text's log-softmax waits while the audio head goes backward
+            logits = batch.grid_cells * self.model.text_vocab
+            yield Moment(kept + norm_input, 3 * FP32 * logits)
+            yield Moment(kept + norm_input, FP32 * logits + audio)
+
+    def layer_work(self) -> Iterator[int]:
+        """What a layer's backward pass needs beyond what it kept, less what it has given back by then."""
+        frames, text = self.batch.frames, self.batch.positions - self.batch.frames
+        residual = self.rows(self.batch.positions, self.model.hidden)
+        yield from (residual + work for work in self.feed_forward_work(frames))
+        given_back = self.feed_forward(frames) - self.rows(frames, self.model.hidden)
+        yield from (residual + work - given_back for work in self.feed_forward_work(text))
+        given_back = self.feed_forward(self.batch.positions) + self.attention_output(self.batch.positions)
+        yield residual + self.attention_work() - given_back
+
+    def feed_forward_work(self, rows: int) -> Iterator[int]:
+        """The down projection's two gradients; then SwiGLU's, when the down projection's input is no more."""
+        width = self.model.intermediate
+        yield self.rows(rows, 2 * width)
+        yield self.rows(rows, SWIGLU_BACKWARD[self.policy.kernels] * width) - self.down(rows)
+
+    def attention_work(self) -> int:
+        """Gradients of the attention's output, query, key and value, and the flash kernel's own workspace."""
+        model, cells = self.model, self.batch.grid_cells
+        gradients = self.rows(cells, 2 * model.query_width + 2 * model.key_width)
+        return gradients + flash_workspace(model, self.batch, self.policy)
+
+
+def flash_workspace(model: ModelShape, batch: BatchShape, policy: Policy) -> int:
+    """Bytes that FlashAttention-2's backward pass takes for itself, in one layer at a time.
+
+    An fp32 sum for the query's gradient, a number a row and head, and, where heads share a key, its and the value's
+    gradients for every head.
+    """
+    if not policy.cuda or policy.element_bytes == FP32:
+        return 0
+    rows = batch.num_samples * (-(-batch.longest // FLASH_BLOCK) * FLASH_BLOCK)
+    shared = model.key_width < model.query_width
+    expanded = 2 * batch.grid_cells * model.query_width * policy.element_bytes if shared else 0
+    return rows * FP32 * (model.query_width + model.num_heads) + expanded
