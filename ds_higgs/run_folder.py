@@ -3,13 +3,14 @@
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ds_higgs.config import Config
-from ds_higgs.config.file import load_config, read_yaml, write_config
+from ds_higgs.config.file import load_config, read_yaml, validate_config, write_config
 from ds_higgs.errors import UserError
 from ds_higgs.files import mend_folders, read_json, read_json_lines, set_aside, write_json
 
@@ -33,6 +34,15 @@ def step_of(name: str) -> int | None:
     """The step that a name tells; None for other names."""
     match = re.fullmatch(r"step-([0-9]{1,12})", name)
     return int(match[1]) if match else None
+
+
+def read_stored_config(values: Mapping[str, Any], *, where: str) -> Config:
+    """A configuration that a run wrote down, in a checkpoint or beside an adapter, validated.
+
+    Raises:
+        UserError: where this version does not know it; `where` names its place.
+    """
+    return validate_config(values, source=where)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def build_dataset(
             cache_dir=code_cache_dir(config.data),
             on_bad_sample=config.data.on_bad_sample,
             device=str(distributed.training_device(ranks)),
-            ranks=data_build.Ranks(
+            ranks=data_build.RankChannel(
                 ranks.rank,
                 ranks.world_size,
                 distributed.gather_bytes,

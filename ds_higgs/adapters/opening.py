@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
@@ -14,7 +14,6 @@ from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adap
 from ds_higgs.adapters.record import LOSSES, AdapterRecord
 from ds_higgs.checkpoint.marker import MARKER_NAME
 from ds_higgs.checkpoint.saving import STATE_NAME
-from ds_higgs.config import Config
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
 from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY
@@ -26,6 +25,9 @@ from ds_higgs.model.loading import (
 )
 from ds_higgs.model.lora import apply_lora
 from ds_higgs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ds_higgs.config import Config
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Adapter:
     record: AdapterRecord | None
     source: Path
 
-    def run_config(self) -> Config | None:
+    def run_config(self) -> "Config | None":
         """The configuration that the adapter was trained with.
 
         Raises:

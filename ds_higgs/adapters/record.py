@@ -4,22 +4,23 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from ds_higgs.config import Config, Section
-from ds_higgs.config.file import validate_config
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json, write_json
-from ds_higgs.run_folder import RECORD_FILE
+from ds_higgs.run_folder import RECORD_FILE, read_stored_config
+
+if TYPE_CHECKING:
+    from ds_higgs.config import Config
 
 logger = logging.getLogger(__name__)
 
 LOSSES = ("loss", "text_loss", "audio_loss")
 
 
-class AdapterRecord(Section):
+class AdapterRecord(BaseModel):
     """What made an adapter, up to the step that it was saved at.
 
     samples, audio_targets: learned from, every pass counted; an audio target is one codebook of one frame. None: not
@@ -35,6 +36,8 @@ class AdapterRecord(Section):
     losses: dict[str, float]
     losses_are_of: Literal["validation", "training"]
     config: dict[str, Any]
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def of(cls, position: Mapping[str, Any], config: dict[str, Any], *, where: str) -> "AdapterRecord":
@@ -88,10 +91,10 @@ class AdapterRecord(Section):
             problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
             raise UserError.from_problems(f"{where}: not what ds-higgs wrote there", problems) from None
 
-    def typed_config(self, *, where: str) -> Config:
+    def typed_config(self, *, where: str) -> "Config":
         """The configuration, validated.
 
         Raises:
             UserError: where this version does not know it; `where` names its place.
         """
-        return validate_config(self.config, source=where)
+        return read_stored_config(self.config, where=where)

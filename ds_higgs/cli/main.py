@@ -110,7 +110,7 @@ def _without_rest(function: Callable[[argparse.Namespace], None], arguments: arg
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = load_config(arguments.config, parse_overrides(rest))
-    from ds_higgs.training.trainer import train
+    from ds_higgs.training.run import train
 
     train(config)
 

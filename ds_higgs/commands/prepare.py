@@ -6,8 +6,7 @@ import torch
 
 from ds_higgs import setup
 from ds_higgs.config import Config
-from ds_higgs.data.build import Preparation
-from ds_higgs.data.build import Ranks as Builders
+from ds_higgs.data.build import Preparation, RankChannel
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
@@ -51,7 +50,7 @@ def _prepare_manifest(
 ) -> str | None:
     """Why the manifest cannot be trained on, if so."""
     cache_dir = setup.code_cache_dir(config.data)
-    builders = Builders(ranks.rank, ranks.world_size, distributed.gather_bytes)
+    builders = RankChannel(ranks.rank, ranks.world_size, distributed.gather_bytes)
     devices = _devices(ranks)
     preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=builders)
     try:

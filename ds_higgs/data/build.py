@@ -24,7 +24,7 @@ OnBadSample = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankChannel:
     """This process among those that build a data set together; alone by default.
 
     gather: gives every rank all ranks' bytes, by rank. It is their own channel: what ranks tell each other lies in no
@@ -47,7 +47,7 @@ def build_dataset(
     cache_dir: Path,
     on_bad_sample: OnBadSample = "error",
     device: str = "cpu",
-    ranks: Ranks = Ranks(),
+    ranks: RankChannel = RankChannel(),
     progress: Progress | None = None,
 ) -> HiggsDataset:
     """Check all samples and encode what the cache lacks; every rank returns the same data set.
@@ -79,7 +79,7 @@ class Preparation:
         *,
         rules: SampleRules,
         cache_dir: Path,
-        ranks: Ranks = Ranks(),
+        ranks: RankChannel = RankChannel(),
     ):
         self.manifest = manifest
         self.problems: list[Problem] = []

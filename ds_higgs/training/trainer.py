@@ -1,21 +1,17 @@
-"""The training run: set-up, loop, and what happens every so many steps."""
+"""The training loop, and what happens every so many steps."""
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepspeed import DeepSpeedEngine
 
-from ds_higgs import setup
 from ds_higgs.adapters.record import AdapterRecord
 from ds_higgs.adapters.saving import save_adapter
 from ds_higgs.batch import Batch
 from ds_higgs.checkpoint import (
     capture_random_state,
-    find_checkpoint,
     load_checkpoint,
     reseed,
     restore_random_state,
@@ -27,65 +23,15 @@ from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import write_json
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks, logger
-from ds_higgs.job.failures import FailureWatch
-from ds_higgs.job.launcher import Launcher, find_launcher
-from ds_higgs.job.lossy_output import lossy_output
-from ds_higgs.job.peers import SILENCE_SECONDS
-from ds_higgs.job.preflight import check_trackers
-from ds_higgs.job.run_lock import RunLock
-from ds_higgs.job.stopping import Stopped, StopRequests
-from ds_higgs.model.loading import HiggsAudioModel, resolve_base
-from ds_higgs.model.signature import check_model_class
+from ds_higgs.job.stopping import StopRequests
 from ds_higgs.run_folder import BEST, FINAL, RunFolder, step_name
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.best import Best
-from ds_higgs.training.engine import (
-    build_engine,
-    build_lora_model,
-    choose_memory_settings,
-    decide_checkpointing,
-    log_parameters,
-)
 from ds_higgs.training.evaluations import Evaluations
 from ds_higgs.training.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
 from ds_higgs.training.position import Position
 from ds_higgs.training.save_errors import save_errors
 from ds_higgs.training.train_step import LossWeights, NonFiniteError, StepResult, train_step
-from ds_higgs.training.validation import build_loss_weights
-from ds_higgs.training.zero import build_deepspeed_config
-
-
-def train(config: Config) -> None:
-    """Run the training that `config` describes, as this process's rank.
-
-    Raises:
-        UserError: where the configuration, the data, the base checkpoint or the checkpoint to resume from is wrong, or
-            another job trains in the same folder.
-    """
-    ranks, launcher = distributed.read_ranks(), find_launcher()
-    distributed.complete_environment(ranks)
-    with FailureWatch(None, rank=ranks.rank, world_size=ranks.world_size, launcher_is_lost=launcher.is_lost) as watch:
-        distributed.init_process_group()
-        try:
-            distributed.set_up_logging(ranks)
-            with RunLock(config.run.output_dir), watch.in_folder(config.run.output_dir), lossy_output():
-                _train(config, ranks, launcher, watch)
-        finally:
-            distributed.destroy_process_group()
-
-
-def _train(config: Config, ranks: Ranks, launcher: Launcher, watch: FailureWatch) -> None:
-    with StopRequests(launcher.is_lost) as stop_requests:
-        watch.share(stop_requests)
-        try:
-            trainer = Trainer.set_up(config, ranks, stop_requests)
-            watch.checks.append(partial(trainer.train_loader.workers.stopped, looks=round(SILENCE_SECONDS)))
-            outcome = trainer.fit()
-        except Stopped:
-            outcome = Outcome.STOPPED
-        if outcome is Outcome.STOPPED:
-            reason = stop_requests.reason or stop_requests.heard
-            logger.info("stopped (%s); to go on: %s", reason, launcher.resume_command())
 
 
 class Outcome(Enum):
@@ -135,68 +81,6 @@ class Trainer:
             stop_requests=stop_requests,
             keep_best=self._keep_best,
         )
-
-    @classmethod
-    def set_up(cls, config: Config, ranks: Ranks, stop_requests: StopRequests) -> "Trainer":
-        """Build everything a run needs; what can be wrong is found before weights are read and anything is written.
-
-        Raises:
-            Stopped: a rank was asked to stop meanwhile.
-        """
-        torch.use_deterministic_algorithms(config.run.deterministic)
-        deepspeed_config = build_deepspeed_config(config)
-        check_trackers(deepspeed_config)
-        setup.check_run_folder(config)
-        setup.check_code_cache(config.data)
-        memory_settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
-
-        # 1. Base checkpoint and data.
-        check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork)
-        base = resolve_base(config.model.base, config.model.revision)
-        rules = setup.build_sample_rules(config.data, base)
-        weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
-        train_set = setup.build_dataset(config, config.data.train_manifest, rules, ranks, stop_requests)
-        train_loader = setup.build_train_loader(config, train_set, rules, ranks)
-        datasets = [train_set]
-        val_loader, listener = None, None
-        if config.data.val_manifest is not None:
-            val_set = setup.build_dataset(config, config.data.val_manifest, rules, ranks, stop_requests)
-            val_loader = setup.build_val_loader(config, val_set, rules, ranks)
-            listener = setup.build_listener(config, val_set, rules, ranks)
-            datasets.append(val_set)
-        total_steps = train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps)
-        checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
-
-        # 2. Model and engine.
-        stop_requests.stop_here()
-        longest = int(train_set.lengths.max())
-        memory_settings = decide_checkpointing(config, memory_settings, longest=longest, ranks=ranks)
-        model = build_lora_model(config, base, memory_settings)
-        log_parameters(model)
-        engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=total_steps, ranks=ranks)
-        trainer = cls(
-            config,
-            ranks,
-            stop_requests,
-            engine=engine,
-            train_loader=train_loader,
-            val_loader=val_loader,
-            listener=listener,
-            weights=weights,
-            total_steps=total_steps,
-        )
-
-        # 3. Where the run goes on, and its folder.
-        stop_requests.stop_here()
-        if checkpoint is not None:
-            trainer.resume(checkpoint)
-        distributed.on_main_rank(lambda: trainer.take_over_folder(deepspeed_config, starts_anew=checkpoint is None))
-        position = trainer.position
-        trainer.metrics.rewind(position.step if checkpoint is not None else -1, without=position.events_due())
-        distributed.on_main_rank(lambda: setup.list_rejected(config.run.output_dir, *datasets))
-        if checkpoint is not None:
-            trainer.metrics.write("resume", step=trainer.position.step, checkpoint=str(checkpoint))
-        return trainer
 
     def fit(self) -> Outcome:
         """Train to the last step, or until a stop is asked for, validating and saving on the way."""

@@ -1,138 +1,141 @@
-"""The shape of the package: imports run downwards, files and functions stay small, only model/ knows boson's model."""
+"""The shape of the package, as tests/support/house.py draws it: who imports whom, how large things get."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
+from tests.support import house
 from tests.support.launching import ROOT
 
-PACKAGE = ROOT / "ds_higgs"
-# From the bottom up: a module may import those of its own line and of the lines before it.
-LAYERS = [
-    {"errors", "batch", "config", "layout", "files", "hub", "losses", "module_calls", "run_folder"},
-    {"job"},
-    {"model", "data", "checkpoint"},
-    {"adapters", "sizing", "speech"},
-    {"setup"},
-    {"training"},
-    {"commands", "report"},
-    {"cli"},
-    {"__main__"},
-]
+MAX_FILE, MAX_CLASS, MAX_FUNCTION = 350, 250, 60
+MAX_LOOSE_MODULES = 10
 
 
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def test_contributing_shows_the_house():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"```\n{house.sketch()}\n```" in page, f"expected in CONTRIBUTING.md:\n\n{house.sketch()}"
 
 
-def all_imports(nodes) -> set[str]:
-    """Names that import statements among `nodes` may load."""
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def imports(path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of the package that `path` imports, inside functions too."""
-    return all_imports(ast.walk(ast.parse(path.read_text()))) & set(known)
-
-
-def imports_at_load(path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of the package that are imported when `path` is."""
-    return all_imports(ast.parse(path.read_text()).body) & set(known)
-
-
-def top(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
-
-
-def layer_of(name: str) -> int:
-    matching = [index for index, layer in enumerate(LAYERS) if name in layer]
-    assert matching, f"ds_higgs/{name}: give it a place in LAYERS"
-    return matching[0]
+def test_few_modules_lie_beside_the_rooms():
+    loose = [path.stem for path in house.PACKAGE.glob("*.py") if path.stem != "__init__"]
+    assert len(loose) <= MAX_LOOSE_MODULES, loose
 
 
 def test_imports_run_downwards():
-    known = modules()
-    upwards = [
-        f"{module} imports {imported}"
-        for module, path in known.items()
-        if top(module)
-        for imported in imports(path, known)
-        if top(imported) and layer_of(top(imported)) > layer_of(top(module))
-    ]
-    assert not upwards, "\n".join(upwards)
+    wrong = []
+    for module in house.modules():
+        for imported in house.imports(module):
+            room, other = house.room_of(module), house.room_of(imported)
+            if room != other and house.floor_of(other) >= house.floor_of(room):
+                wrong.append(f"{module} imports {imported}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_there_is_no_import_cycle():
-    known = modules()
-    graph = {module: imports_at_load(path, known) - {module, "ds_higgs"} for module, path in known.items()}
     done: set[str] = set()
 
     def visit(module: str, way: tuple[str, ...]) -> None:
         assert module not in way, "import cycle: " + " -> ".join([*way[way.index(module) :], module])
         if module in done:
             return
-        for imported in sorted(graph[module]):
-            if not module.startswith(imported + "."):  # a package's own modules load after its __init__
-                visit(imported, (*way, module))
+        for imported in sorted(house.imports(module)):
+            visit(imported, (*way, module))
         done.add(module)
 
-    for module in graph:
+    for module in house.modules():
         visit(module, ())
 
 
-def test_nothing_imports_the_command_line():
-    known = modules()
-    importers = {
+def test_the_configuration_does_not_leak_inwards():
+    knowing = {
         module
-        for module, path in known.items()
-        for imported in imports(path, known)
-        if top(imported) == "cli" and top(module) != "cli"
+        for module in house.modules()
+        if house.room_of(module) not in house.KNOW_THE_CONFIG
+        and any(name.split(".")[1] == "config" for name in house.imports(module))
     }
-    assert importers == {"ds_higgs.__main__"}
+    assert not knowing
 
 
-def test_only_the_model_package_imports_bosons_model():
-    offenders = [
+def test_data_and_model_meet_in_the_setup():
+    meeting = []
+    for module in house.modules():
+        rooms = {house.room_of(imported) for imported in house.imports(module)}
+        if {"data", "model"} <= rooms | {house.room_of(module)} and house.room_of(
+            module
+        ) not in house.KNOW_DATA_AND_MODEL:
+            meeting.append(module)
+    assert not meeting
+
+
+def test_only_the_model_room_imports_bosons_model():
+    offenders = {
         module
-        for module, path in modules().items()
-        if top(module) != "model"
-        for name in all_imports(ast.walk(ast.parse(path.read_text())))
-        if name.startswith("boson_multimodal.model")
-    ]
+        for module in house.modules()
+        if house.room_of(module) != "model"
+        and any(
+            name.startswith("boson_multimodal.model") for name in house.imported_names(ast.walk(house.tree_of(module)))
+        )
+    }
     assert not offenders
 
 
 def test_no_pickle_is_loaded_that_could_run_code():
     calls = {
-        f"{path.relative_to(ROOT)}:{node.lineno}": {
-            keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords
-        }
-        for path in modules().values()
-        for node in ast.walk(ast.parse(path.read_text()))
+        f"{module}:{node.lineno}": {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        for module in house.modules()
+        for node in ast.walk(house.tree_of(module))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads")
     }
     assert calls
     assert not [where for where, keywords in calls.items() if keywords.get("weights_only") != "True"]
 
 
-@pytest.mark.parametrize("module", modules())
-def test_files_and_functions_stay_small(module):
-    source = modules()[module].read_text()
-    tree = ast.parse(source)
-    assert source.count("\n") <= 400
+def test_no_name_means_two_things():
+    """Public classes, and functions that other rooms import, are called by a name of their own."""
+    owners: dict[str, set[str]] = {}
+    for module in house.modules():
+        for node in house.tree_of(module).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, set()).add(module)
+    for module, name in _used_across_rooms():
+        owners.setdefault(name, set()).add(module)
+    shared = {name: sorted(found) for name, found in owners.items() if len(found) > 1}
+    assert not shared
+
+
+def test_what_other_rooms_use_is_explained():
+    unexplained = []
+    for module, name in sorted(_used_across_rooms()):
+        for node in house.tree_of(module).body:
+            named = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
+            if named and not ast.get_docstring(node):
+                unexplained.append(f"{module}.{name}")
+    assert not unexplained
+
+
+def _used_across_rooms() -> set[tuple[str, str]]:
+    """(module, name) of every function and class that a module of another room imports."""
+    found = set()
+    for module in house.modules():
+        for node in ast.walk(house.tree_of(module)):
+            if not isinstance(node, ast.ImportFrom) or node.module not in house.modules():
+                continue
+            if house.room_of(node.module) == house.room_of(module):
+                continue
+            defined = {
+                one.name for one in house.tree_of(node.module).body if isinstance(one, ast.FunctionDef | ast.ClassDef)
+            }
+            found |= {(node.module, alias.name) for alias in node.names if alias.name in defined}
+    return found
+
+
+@pytest.mark.parametrize("module", house.modules())
+def test_files_classes_and_functions_stay_small(module):
+    tree = house.tree_of(module)
+    assert house.modules()[module].read_text(encoding="utf-8").count("\n") <= MAX_FILE
     assert ast.get_docstring(tree), "a file's first line says what it is for"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 80, node.name
+            assert node.end_lineno - node.lineno < MAX_FUNCTION, node.name
+        if isinstance(node, ast.ClassDef):
+            assert node.end_lineno - node.lineno < MAX_CLASS, node.name

@@ -14,7 +14,7 @@ from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 
 from ds_higgs.batch import IGNORE_INDEX
 from ds_higgs.data.audio import Segment, decode
-from ds_higgs.data.build import Ranks, build_dataset
+from ds_higgs.data.build import RankChannel, build_dataset
 from ds_higgs.data.chatml import parse_sample
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
@@ -144,7 +144,7 @@ def test_ranks_build_the_same_dataset_together(mixed_manifest, make_rules, tmp_p
             barrier.wait()
             return found
 
-        ranks = Ranks(rank, 2, gather)
+        ranks = RankChannel(rank, 2, gather)
         results[rank] = build_dataset(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=ranks)
 
     threads = [threading.Thread(target=build, args=(rank,)) for rank in range(2)]
@@ -184,7 +184,7 @@ def test_one_rank_that_is_asked_to_stop_ends_the_preparation_of_all(mixed_manife
             barrier.wait()
             return found
 
-        ranks = Ranks(rank, 2, gather, stop_requested=lambda: rank == 1 and asked, stop_here=stop_here)
+        ranks = RankChannel(rank, 2, gather, stop_requested=lambda: rank == 1 and asked, stop_here=stop_here)
         with pytest.raises(Stopped):
             build_dataset(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=ranks)
 

@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-from ds_higgs.data.build import Preparation, Ranks, build_dataset
+from ds_higgs.data.build import Preparation, RankChannel, build_dataset
 from tests.support.patience import HANG_S
 
 ROUNDS = int(os.environ.get("DS_HIGGS_PREPARATION_ROUNDS", "100"))
@@ -49,7 +49,7 @@ def test_a_preparation_in_the_midst_of_another_changes_nothing(mixed_manifest, m
         meetings.append(content)
         return [content]
 
-    preparation = Preparation(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=Ranks(gather=gather))
+    preparation = Preparation(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=RankChannel(gather=gather))
     preparation.run(on_bad_sample="error", devices=["cpu"])
     assert len(meetings) > 2
     assert equal(contents(preparation.dataset()), contents(mixed_dataset))

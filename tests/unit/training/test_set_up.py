@@ -10,7 +10,7 @@ from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.preflight import TRACKER_PACKAGES
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.training import engine
-from ds_higgs.training.trainer import Trainer
+from ds_higgs.training.set_up import set_up
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def test_found_before_the_model_is_loaded(values, tmp_path, monkeypatch, key, va
     config = load_config(None, {**values, key: value})
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=message):
-        Trainer.set_up(config, Ranks(0, 1, 0), StopRequests(lambda: False))
+        set_up(config, Ranks(0, 1, 0), StopRequests(lambda: False))
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_model_is_loaded_where_nothing_is_wrong(values):
     with pytest.raises(pytest.fail.Exception, match="the model was loaded"):
-        Trainer.set_up(load_config(None, values), Ranks(0, 1, 0), StopRequests(lambda: False))
+        set_up(load_config(None, values), Ranks(0, 1, 0), StopRequests(lambda: False))

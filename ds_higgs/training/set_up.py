@@ -1,0 +1,129 @@
+"""Configuration to Trainer: what can be wrong is found before weights are read and anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+
+from ds_higgs import setup
+from ds_higgs.checkpoint import find_checkpoint
+from ds_higgs.config import Config
+from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.loader import StepLoader
+from ds_higgs.job import distributed
+from ds_higgs.job.distributed import Ranks
+from ds_higgs.job.preflight import check_trackers
+from ds_higgs.job.stopping import StopRequests
+from ds_higgs.model.loading import HiggsAudioModel, resolve_base
+from ds_higgs.model.signature import check_model_class
+from ds_higgs.speech.in_training import Listener
+from ds_higgs.training.engine import (
+    MemorySettings,
+    build_engine,
+    build_lora_model,
+    choose_memory_settings,
+    decide_checkpointing,
+    log_parameters,
+)
+from ds_higgs.training.train_step import LossWeights
+from ds_higgs.training.trainer import Trainer
+from ds_higgs.training.validation import build_loss_weights
+from ds_higgs.training.zero import build_deepspeed_config
+
+
+def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer:
+    """Build everything a run needs, and take its folder over.
+
+    Raises:
+        UserError: for whatever the user has to mend.
+        Stopped: a rank was asked to stop meanwhile.
+    """
+    torch.use_deterministic_algorithms(config.run.deterministic)
+    deepspeed_config = build_deepspeed_config(config)
+    check_trackers(deepspeed_config)
+    setup.check_run_folder(config)
+    setup.check_code_cache(config.data)
+    settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
+
+    check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork)
+    base = resolve_base(config.model.base, config.model.revision)
+    material = _build_material(config, base, ranks, stop_requests)
+    checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
+
+    stop_requests.stop_here()
+    engine = _build_engine(config, base, material, settings, deepspeed_config, ranks)
+    trainer = Trainer(
+        config,
+        ranks,
+        stop_requests,
+        engine=engine,
+        train_loader=material.train_loader,
+        val_loader=material.val_loader,
+        listener=material.listener,
+        weights=material.weights,
+        total_steps=material.total_steps,
+    )
+    stop_requests.stop_here()
+    _take_over_folder(trainer, checkpoint, deepspeed_config, material.datasets)
+    return trainer
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a run learns from, and how it is weighed."""
+
+    datasets: list[HiggsDataset]
+    train_loader: StepLoader
+    val_loader: StepLoader | None
+    listener: Listener | None
+    weights: LossWeights
+    total_steps: int
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest training sample."""
+        return int(self.datasets[0].lengths.max())
+
+
+def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: StopRequests) -> _Material:
+    rules = setup.build_sample_rules(config.data, base)
+    weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
+    datasets = [setup.build_dataset(config, config.data.train_manifest, rules, ranks, stop_requests)]
+    train_loader = setup.build_train_loader(config, datasets[0], rules, ranks)
+    val_loader, listener = None, None
+    if config.data.val_manifest is not None:
+        datasets.append(setup.build_dataset(config, config.data.val_manifest, rules, ranks, stop_requests))
+        val_loader = setup.build_val_loader(config, datasets[1], rules, ranks)
+        listener = setup.build_listener(config, datasets[1], rules, ranks)
+    total_steps = train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps)
+    return _Material(datasets, train_loader, val_loader, listener, weights, total_steps)
+
+
+def _build_engine(
+    config: Config,
+    base: Path,
+    material: _Material,
+    settings: MemorySettings,
+    deepspeed_config: dict[str, Any],
+    ranks: Ranks,
+) -> DeepSpeedEngine:
+    settings = decide_checkpointing(config, settings, longest=material.longest, ranks=ranks)
+    model = build_lora_model(config, base, settings)
+    log_parameters(model)
+    return build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=material.total_steps, ranks=ranks)
+
+
+def _take_over_folder(
+    trainer: Trainer, checkpoint: Path | None, deepspeed_config: dict[str, Any], datasets: list[HiggsDataset]
+) -> None:
+    """Go on from the checkpoint, where there is one, and make the run's folder this start's own."""
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    distributed.on_main_rank(lambda: trainer.take_over_folder(deepspeed_config, starts_anew=checkpoint is None))
+    position = trainer.position
+    trainer.metrics.rewind(position.step if checkpoint is not None else -1, without=position.events_due())
+    distributed.on_main_rank(lambda: setup.list_rejected(trainer.folder.path, *datasets))
+    if checkpoint is not None:
+        trainer.metrics.write("resume", step=position.step, checkpoint=str(checkpoint))
