@@ -20,10 +20,11 @@ from workload import SampleShape, build_random_lora_model, make_batch, small_con
 from ds_higgs.config import Config
 from ds_higgs.job import distributed
 from ds_higgs.job.process_exit import run_and_exit
+from ds_higgs.losses import LossWeights
 from ds_higgs.model.lora import count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.training.engine import build_engine
-from ds_higgs.training.train_step import LossWeights, train_step
+from ds_higgs.training.train_step import train_step
 from ds_higgs.training.zero import build_deepspeed_config
 
 STAGES = (1, 2, 3)

@@ -44,11 +44,12 @@ from ds_higgs.batch import Batch
 from ds_higgs.config import Config
 from ds_higgs.job import distributed
 from ds_higgs.job.process_exit import run_and_exit
+from ds_higgs.losses import LossWeights
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.training.engine import build_engine
-from ds_higgs.training.train_step import LossWeights, train_step
+from ds_higgs.training.train_step import train_step
 from ds_higgs.training.zero import build_deepspeed_config
 
 OUT_OF_MEMORY = 3

@@ -33,7 +33,7 @@ from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, describe_checkpoint
 from ds_higgs.sizing.inputs import BatchShape, Policy
 from ds_higgs.sizing.memory import estimate_memory
 from ds_higgs.sizing.shape import model_shape
-from ds_higgs.training.train_step import StepModule
+from ds_higgs.training.step_module import StepModule
 
 BATCH_SIZES = (2, 8, 16)
 POSITIONS = (500, 2000)

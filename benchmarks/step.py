@@ -27,10 +27,10 @@ from safetensors.torch import load_file, save_file
 from workload import SampleShape, build_random_lora_model, make_batch, plain_loss, small_config
 
 from ds_higgs.batch import Batch
-from ds_higgs.losses import build_targets
+from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.lora import unwrap
 from ds_higgs.model.patches import apply_patches
-from ds_higgs.training.train_step import LossWeights, StepModule
+from ds_higgs.training.step_module import StepModule
 
 LossFunction = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 

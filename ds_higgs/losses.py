@@ -247,3 +247,23 @@ def loss_scales(
     """
     weights = counts.new_tensor([text_weight, *(audio_weight * weight for weight in codebook_weights)])
     return weights / counts.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """`loss = text x text_loss + audio x sum of codebooks[c] x L_c`; `codebooks` sum to 1."""
+
+    text: float
+    audio: float
+    codebooks: tuple[float, ...]
+
+    @classmethod
+    def build(
+        cls, *, text: float, audio: float, codebooks: Sequence[float] | None, num_codebooks: int
+    ) -> "LossWeights":
+        """Raises UserError for another number of codebook weights than the model has codebooks."""
+        return cls(text, audio, normalised_codebook_weights(codebooks, num_codebooks))
+
+    def scales(self, counts: torch.Tensor) -> torch.Tensor:
+        """See `loss_scales`."""
+        return loss_scales(counts, text_weight=self.text, audio_weight=self.audio, codebook_weights=self.codebooks)

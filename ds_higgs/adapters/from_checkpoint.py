@@ -9,10 +9,10 @@ from ds_higgs.checkpoint.marker import read_marker
 from ds_higgs.checkpoint.pt_files import pt_files, read_pt
 from ds_higgs.checkpoint.resharding import MASTER, join_stage_3
 from ds_higgs.errors import UserError
+from ds_higgs.model.loading import DTYPES
 
 _MODULE_PREFIX = "peft_model."  # of StepModule, which DeepSpeed wraps
 _ADAPTER_NAME = "default"
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def read_adapter_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def read_adapter_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     marker = read_marker(checkpoint)
     weights = _gather_partitioned(checkpoint) if marker.zero_stage == 3 else _read_whole(checkpoint)
     return {
-        _adapter_name(name): weights[name].reshape(shape).to(_DTYPES[marker.precision]).contiguous()
+        _adapter_name(name): weights[name].reshape(shape).to(DTYPES[marker.precision]).contiguous()
         for name, shape in marker.trainable
     }
 

@@ -139,7 +139,7 @@ def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _estimate(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = load_config(arguments.config, parse_overrides(rest))
-    from ds_higgs.sizing.estimator import run_estimate
+    from ds_higgs.commands.estimate import run_estimate
 
     run_estimate(config, world_size=arguments.world_size, positions=arguments.positions, card_gib=arguments.card_gib)
 

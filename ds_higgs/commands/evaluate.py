@@ -19,15 +19,15 @@ from ds_higgs.data.manifest import read_manifest, sample_id
 from ds_higgs.data.prompts import choose_prompts, spoken_text
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_json
-from ds_higgs.losses import build_targets
 from ds_higgs.run_folder import EVALUATION_FILE
 from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 from ds_higgs.speech.measures import average
 from ds_higgs.speech.samples import Synthesizer, speak_all
 from ds_higgs.speech.transcripts import ErrorCount, count_character_errors, count_word_errors, total_errors
 from ds_higgs.training.metrics import json_values
-from ds_higgs.training.train_step import StepModule, summarise
-from ds_higgs.training.validation import build_loss_weights
+from ds_higgs.training.results import summarise
+from ds_higgs.training.step_module import StepModule
+from ds_higgs.training.validation import build_loss_weights, sum_losses
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +112,16 @@ def _warn_of_other_samples(evaluations: Sequence[Evaluation]) -> None:
 def compute_losses(voice: Voice, dataset: HiggsDataset, loss: LossConfig, *, batch_size: int) -> dict[str, float]:
     """loss, text_loss and audio_loss over a whole data set, as validation in the training computes them."""
     num_codebooks = voice.rules.layout.num_codebooks
-    weights = build_loss_weights(loss, num_codebooks=num_codebooks)
     module = StepModule(voice.model)
-    sums, counts = torch.zeros(2, 1 + num_codebooks, dtype=torch.float64)
-    for batch in _batches(voice, dataset, batch_size):
-        targets = build_targets(batch, placeholder_ids=module.placeholder_ids)
-        device = voice.model.device
-        output = module(
-            batch.model_inputs.to(device), targets.to(device), torch.zeros(1 + num_codebooks, device=device)
-        )
-        sums += output.sums.cpu()
-        counts += targets.counts().cpu()
-    result = summarise(sums.tolist(), counts.tolist(), weights)
+    totals = sum_losses(
+        module,
+        _batches(voice, dataset, batch_size),
+        num_codebooks=num_codebooks,
+        placeholder_ids=module.placeholder_ids,
+        device=voice.model.device,
+    )
+    sums, counts = totals.tolist()
+    result = summarise(sums, counts, build_loss_weights(loss, num_codebooks=num_codebooks))
     return {"loss": result.loss, "text_loss": result.text_loss, "audio_loss": result.audio_loss}
 
 

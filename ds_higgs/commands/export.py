@@ -14,6 +14,7 @@ from ds_higgs.adapters.opening import Adapter, open_adapter
 from ds_higgs.errors import UserError
 from ds_higgs.files import replaced_whole, write_json
 from ds_higgs.model.loading import (
+    DTYPES,
     load_model,
     load_tokenizer,
     read_model_config,
@@ -21,7 +22,6 @@ from ds_higgs.model.loading import (
 )
 
 Format = Literal["original", "transformers"]
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FRAMES_PER_SECOND = 25.0  # of the released audio tokenizer
 # What a merged model takes over from its base, beside config and weights: tokenizer, codec, licence.
 _COMPANIONS = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "LICENSE*", "codec")

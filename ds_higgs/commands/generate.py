@@ -4,8 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ds_higgs import setup
 from ds_higgs.adapters.opening import open_adapter
 from ds_higgs.commands.voice import Voice
@@ -15,10 +13,8 @@ from ds_higgs.data.prompts import Prompt, build_voice_prompt, choose_prompts, co
 from ds_higgs.data.rules import ReferenceTurn
 from ds_higgs.errors import UserError
 from ds_higgs.model.generation import GeneratedCodes, Sampling, generate_codes, max_frames_for
-from ds_higgs.model.loading import resolve_base
+from ds_higgs.model.loading import DTYPES, resolve_base
 from ds_higgs.speech.samples import Synthesizer, save_wav, speak_all
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ds_higgs.config.file import resolved, validate_config, write_config
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json_lines, write_atomically, write_json
 from ds_higgs.job import distributed
-from ds_higgs.sizing.estimator import Estimator, configured_batch, configured_checkpointing
+from ds_higgs.training.memory_plan import build_estimator, configured_batch, configured_checkpointing, with_config
 from ds_higgs.training.zero import MONITOR_KEYS
 
 logger = logging.getLogger(__name__)
@@ -240,10 +240,10 @@ def build_fits(config: Config, *, num_processes: int) -> Callable[[Config], bool
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", 0) if cuda else torch.device("cpu")
     memory = distributed.memory_bytes(device) // (1 if cuda else num_processes)
-    estimator = Estimator.build(config, world_size=num_processes, cuda=cuda)
+    estimator = build_estimator(config, world_size=num_processes, cuda=cuda)
 
     def fits(trial: Config) -> bool:
-        return estimator.with_config(trial).fits(
+        return with_config(estimator, trial).fits(
             configured_batch(trial, 500), checkpoint_every=configured_checkpointing(trial), memory_bytes=memory
         )
 

@@ -19,6 +19,8 @@ from ds_higgs.model import native_format
 from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by the configuration's names of precisions
+
 logger = logging.getLogger("ds_higgs")
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")

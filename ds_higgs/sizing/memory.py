@@ -57,4 +57,5 @@ def _bucket_bytes(policy: Policy, trainable: int) -> int:
 
 
 def total_bytes(terms: Mapping[str, int]) -> int:
+    """The sum of an estimate\'s terms."""
     return sum(terms.values())

@@ -112,6 +112,7 @@ def speak_all(
 
 
 def wav_path(folder: Path, number: int) -> Path:
+    """The file of a prompt's number in a folder of samples."""
     return folder / f"{number:03d}.wav"
 
 

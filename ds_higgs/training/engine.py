@@ -1,7 +1,6 @@
 """Base checkpoint, LoRA and memory settings to a DeepSpeed engine."""
 
 import random
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,67 +18,13 @@ from ds_higgs.config import Config
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.extensions import loading_extensions
-from ds_higgs.model.kernels import choose_attention, choose_compiled, choose_kernels
-from ds_higgs.model.loading import load_model
+from ds_higgs.model.loading import DTYPES, load_model
 from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
-from ds_higgs.model.quantization import check_quantization
-from ds_higgs.sizing.estimator import configured_checkpointing, describe_checkpointing, resolve_checkpointing
+from ds_higgs.training.memory_plan import MemorySettings
 from ds_higgs.training.metrics import tolerate_tracker_errors
 from ds_higgs.training.schedule import learning_rate_factor
-from ds_higgs.training.train_step import StepModule
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """The memory section, with every `auto` decided and everything checked that can be before weights are read."""
-
-    attention: str
-    kernels: str
-    compiled: bool
-    packed_rows: bool
-    grouped_lora: bool
-    activation_checkpointing: int | None
-
-
-def choose_memory_settings(config: Config, *, device_type: str) -> MemorySettings:
-    """Decide what `auto` means on this device; checkpointing, which depends on the data too, is every layer's for now.
-
-    Raises:
-        UserError: for kernels, attention or quantization that cannot work here.
-    """
-    check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage)
-    memory = config.memory
-    kernels = choose_kernels(memory.kernels, device_type=device_type)
-    return MemorySettings(
-        attention=choose_attention(memory.attention, device_type=device_type, dtype=DTYPES[config.zero.precision]),
-        kernels=kernels,
-        compiled=choose_compiled(memory.compile, kernels=kernels, device_type=device_type),
-        packed_rows=memory.packed_rows,
-        grouped_lora=memory.grouped_lora,
-        activation_checkpointing=configured_checkpointing(config),
-    )
-
-
-def decide_checkpointing(config: Config, settings: MemorySettings, *, longest: int, ranks: Ranks) -> MemorySettings:
-    """Decide what `memory.activation_checkpointing: auto` means, once the data is known; gradients do not depend on it.
-
-    Args:
-        longest: positions of the longest training sample.
-    """
-    device = distributed.training_device(ranks)
-    every = resolve_checkpointing(
-        config,
-        longest=longest,
-        world_size=ranks.world_size,
-        memory_bytes=distributed.memory_bytes(device),
-        cuda=device.type == "cuda",
-    )
-    if config.memory.activation_checkpointing == "auto":
-        distributed.logger.info("activation checkpointing: %s", describe_checkpointing(every))
-    return replace(settings, activation_checkpointing=every)
+from ds_higgs.training.step_module import StepModule
 
 
 def build_lora_model(config: Config, base: Path, settings: MemorySettings) -> PeftModel:

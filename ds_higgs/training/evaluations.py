@@ -10,11 +10,11 @@ from ds_higgs.batch import Batch
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.job.distributed import logger
 from ds_higgs.job.stopping import StopRequests
+from ds_higgs.losses import LossWeights
 from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.training.metrics import MetricsFile, eval_values, track
 from ds_higgs.training.position import Position
 from ds_higgs.training.save_errors import save_errors
-from ds_higgs.training.train_step import LossWeights
 from ds_higgs.training.validation import evaluate
 
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ds_higgs.files import append_whole, read_json_lines, write_atomically
 from ds_higgs.job.distributed import logger
 from ds_higgs.run_folder import is_event
+from ds_higgs.training.results import StepResult
 from ds_higgs.training.save_errors import save_errors
-from ds_higgs.training.train_step import StepResult
 
 
 class MetricsFile:

@@ -16,18 +16,16 @@ from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.preflight import check_trackers
 from ds_higgs.job.stopping import StopRequests
+from ds_higgs.losses import LossWeights
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.engine import (
-    MemorySettings,
     build_engine,
     build_lora_model,
-    choose_memory_settings,
-    decide_checkpointing,
     log_parameters,
 )
-from ds_higgs.training.train_step import LossWeights
+from ds_higgs.training.memory_plan import MemorySettings, choose_memory_settings, decide_checkpointing
 from ds_higgs.training.trainer import Trainer
 from ds_higgs.training.validation import build_loss_weights
 from ds_higgs.training.zero import build_deepspeed_config

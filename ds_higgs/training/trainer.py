@@ -24,14 +24,16 @@ from ds_higgs.files import write_json
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks, logger
 from ds_higgs.job.stopping import StopRequests
+from ds_higgs.losses import LossWeights
 from ds_higgs.run_folder import BEST, FINAL, RunFolder, step_name
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.best import Best
 from ds_higgs.training.evaluations import Evaluations
 from ds_higgs.training.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
 from ds_higgs.training.position import Position
+from ds_higgs.training.results import NonFiniteError, StepResult
 from ds_higgs.training.save_errors import save_errors
-from ds_higgs.training.train_step import LossWeights, NonFiniteError, StepResult, train_step
+from ds_higgs.training.train_step import train_step
 
 
 class Outcome(Enum):

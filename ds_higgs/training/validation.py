@@ -1,15 +1,16 @@
 """Validation loss: token-weighted over all micro-batches and ranks, without labels in the model and without dropout."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from deepspeed import DeepSpeedEngine
 
-from ds_higgs.batch import Batch
+from ds_higgs.batch import Batch, ModelInputs
 from ds_higgs.config import LossConfig
 from ds_higgs.job import distributed
-from ds_higgs.losses import build_targets
-from ds_higgs.training.train_step import LossWeights, StepModule, StepResult, summarise
+from ds_higgs.losses import LossWeights, Targets, build_targets
+from ds_higgs.training.results import StepResult, summarise
+from ds_higgs.training.step_module import StepOutput
 
 
 def build_loss_weights(config: LossConfig, *, num_codebooks: int) -> LossWeights:
@@ -28,15 +29,37 @@ def evaluate(engine: DeepSpeedEngine, batches: Iterable[Batch], weights: LossWei
 
     Dropout is off meanwhile, and no random number is drawn: a run with validation trains as one without.
     """
-    module: StepModule = engine.module
-    totals = torch.zeros(2, 1 + len(weights.codebooks), dtype=torch.float64, device=engine.device)
-    unscaled = torch.zeros(1 + len(weights.codebooks), device=engine.device)
     engine.eval()
-    for batch in batches:
-        targets = build_targets(batch, placeholder_ids=module.placeholder_ids)
-        output = engine(batch.model_inputs.to(engine.device), targets.to(engine.device), unscaled)
-        totals[0] += output.sums
-        totals[1] += targets.counts().to(engine.device)
+    totals = sum_losses(
+        engine,
+        batches,
+        num_codebooks=len(weights.codebooks),
+        placeholder_ids=engine.module.placeholder_ids,
+        device=engine.device,
+    )
     engine.train()
     sums, counts = distributed.all_reduce_sum(totals).tolist()
     return summarise(sums, counts, weights)
+
+
+def sum_losses(
+    step: Callable[[ModelInputs, Targets, torch.Tensor], StepOutput],
+    batches: Iterable[Batch],
+    *,
+    num_codebooks: int,
+    placeholder_ids: Sequence[int],
+    device: torch.device,
+) -> torch.Tensor:
+    """Loss sums and counts of `batches`, [2, 1 + codebooks] float64 on `device`: text, then one per codebook.
+
+    Args:
+        step: a StepModule, or the engine around one.
+    """
+    totals = torch.zeros(2, 1 + num_codebooks, dtype=torch.float64, device=device)
+    unscaled = torch.zeros(1 + num_codebooks, device=device)
+    for batch in batches:
+        targets = build_targets(batch, placeholder_ids=placeholder_ids)
+        output = step(batch.model_inputs.to(device), targets.to(device), unscaled)
+        totals[0] += output.sums
+        totals[1] += targets.counts().to(device)
+    return totals

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ds_higgs.batch import Batch
-from ds_higgs.losses import build_targets
+from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.tiny import write_tiny_base
-from ds_higgs.training.train_step import LossWeights, StepModule
+from ds_higgs.training.step_module import StepModule
 from tests.support import launching
 from tests.support.parity import ROUNDING, STEPS, build_model, micro_batches, parity_config, trainable
 

@@ -23,7 +23,7 @@ from ds_higgs.model.generation import GREEDY, generate_codes
 from ds_higgs.model.loading import load_model, load_tokenizer, read_model_config
 from ds_higgs.model.lora import apply_lora
 from ds_higgs.speech.accuracy import measure_accuracy
-from ds_higgs.training.train_step import StepModule
+from ds_higgs.training.step_module import StepModule
 
 STEPS, LEARNING_RATE = 150, 1e-2
 

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from ds_higgs.batch import IGNORE_INDEX
-from ds_higgs.losses import build_targets
+from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.loading import load_model, load_tokenizer, read_model_config
 from ds_higgs.model.lora import apply_lora
-from ds_higgs.training.train_step import LossWeights, StepModule, summarise
+from ds_higgs.training.results import summarise
+from ds_higgs.training.step_module import StepModule
 from tests.support.batches import Sample, collate, make_batch
 
 BATCHES = {

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "ds_higgs"
 GROUND = "ground"
 # From the bottom up. A room imports from the floors below it, and not from its neighbours on the same floor.
 FLOORS: tuple[dict[str, str], ...] = (
-    {GROUND: "errors, batch, config/, layout, files, hub, losses, run_folder: what everybody knows"},
+    {GROUND: "errors, batch, config/, layout, files, hub, losses, module_calls, run_folder"},
     {"job": "one process among others: ranks, launcher, stopping, failures, exit"},
     {
         "model": "HiggsAudioModel: loading, LoRA, patches; the only importer of boson_multimodal.model",
@@ -29,7 +29,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"report": "the pages"},
     {"cli": "parses, imports lazily, calls one function"},
 )
-GROUND_MODULES = {"errors", "batch", "config", "layout", "files", "hub", "losses", "run_folder"}
+GROUND_MODULES = {"errors", "batch", "config", "layout", "files", "hub", "losses", "module_calls", "run_folder"}
 # The configuration does not leak inwards: builders elsewhere take plain values.
 KNOW_THE_CONFIG = {GROUND, "setup", "training", "commands", "report", "cli"}
 # Where data and model may meet in one module.

@@ -10,7 +10,8 @@ from torch import nn
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
 from ds_higgs.config import Config
 from ds_higgs.model.loading import load_tokenizer, read_model_config
-from ds_higgs.training.engine import build_lora_model, choose_memory_settings
+from ds_higgs.training.engine import build_lora_model
+from ds_higgs.training.memory_plan import choose_memory_settings
 from tests.support.batches import Sample, make_batch
 
 # The even ones go to rank 0 of 2, the odd ones to rank 1.

@@ -15,8 +15,9 @@ from deepspeed.utils import safe_get_full_fp32_param
 from ds_higgs.batch import Batch
 from ds_higgs.job import distributed
 from ds_higgs.job.process_exit import run_and_exit
+from ds_higgs.losses import LossWeights
 from ds_higgs.training.engine import build_engine
-from ds_higgs.training.train_step import LossWeights, train_step
+from ds_higgs.training.train_step import train_step
 from ds_higgs.training.validation import evaluate
 from ds_higgs.training.zero import build_deepspeed_config
 from tests.support.parity import STEPS, build_model, micro_batches, parity_config, trainable

@@ -11,12 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ds_higgs.batch import Batch
+from ds_higgs.commands.estimate import run_estimate
 from ds_higgs.config import Config
 from ds_higgs.errors import UserError
 from ds_higgs.hub import RELEASED_REPOSITORY
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
-from ds_higgs.losses import build_targets
+from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.tiny import build_tiny_config
@@ -26,14 +27,17 @@ from ds_higgs.sizing.estimator import (
     CHECKPOINTING_CHOICES,
     USABLE_SHARE,
     Estimator,
-    resolve_checkpointing,
-    run_estimate,
 )
 from ds_higgs.sizing.inputs import BatchShape, Policy
 from ds_higgs.sizing.memory import GIB, estimate_memory, total_bytes
 from ds_higgs.sizing.shape import model_shape
-from ds_higgs.training.engine import choose_memory_settings, decide_checkpointing
-from ds_higgs.training.train_step import LossWeights, StepModule
+from ds_higgs.training.memory_plan import (
+    build_estimator,
+    choose_memory_settings,
+    decide_checkpointing,
+    resolve_checkpointing,
+)
+from ds_higgs.training.step_module import StepModule
 from tests.support.batches import Sample, make_batch
 
 SAMPLES = [
@@ -179,7 +183,7 @@ def test_a_card_too_small_is_said_to_hold_nothing(capsys: pytest.CaptureFixture)
 @pytest.fixture(scope="module")
 def released() -> Estimator:
     """Of the released model on 8 GPUs."""
-    return Estimator.build(released_config(), world_size=8)
+    return build_estimator(released_config(), world_size=8)
 
 
 def test_states_by_zero_stage_world_size_offload_and_quantization(released: Estimator):
@@ -232,7 +236,7 @@ def test_a_base_without_a_higgs_config_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     config = released_config(model={"base": str(tmp_path)})
     with pytest.raises(UserError, match="model_type is 'llama'"):
-        Estimator.build(config, world_size=1)
+        build_estimator(config, world_size=1)
 
 
 @pytest.mark.parametrize(("memory_gib", "expected"), [(1000, None), (0.001, 1)])

@@ -1,0 +1,135 @@
+"""What the configuration asks of memory, made into the estimator's inputs; every `auto` decided."""
+
+import dataclasses
+from dataclasses import dataclass, replace
+
+from ds_higgs.config import Config
+from ds_higgs.job import distributed
+from ds_higgs.job.distributed import Ranks
+from ds_higgs.model.kernels import choose_attention, choose_compiled, choose_kernels
+from ds_higgs.model.loading import DTYPES, read_config_only
+from ds_higgs.model.quantization import check_quantization
+from ds_higgs.sizing.estimator import Estimator, describe_checkpointing
+from ds_higgs.sizing.inputs import BatchShape, Policy
+from ds_higgs.sizing.shape import count_lora_parameters, model_shape
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """The memory section, with every `auto` decided and everything checked that can be before weights are read."""
+
+    attention: str
+    kernels: str
+    compiled: bool
+    packed_rows: bool
+    grouped_lora: bool
+    activation_checkpointing: int | None
+
+
+def choose_memory_settings(config: Config, *, device_type: str) -> MemorySettings:
+    """Decide what `auto` means on this device; checkpointing, which depends on the data too, is every layer's for now.
+
+    Raises:
+        UserError: for kernels, attention or quantization that cannot work here.
+    """
+    check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage)
+    memory = config.memory
+    kernels = choose_kernels(memory.kernels, device_type=device_type)
+    return MemorySettings(
+        attention=choose_attention(memory.attention, device_type=device_type, dtype=DTYPES[config.zero.precision]),
+        kernels=kernels,
+        compiled=choose_compiled(memory.compile, kernels=kernels, device_type=device_type),
+        packed_rows=memory.packed_rows,
+        grouped_lora=memory.grouped_lora,
+        activation_checkpointing=configured_checkpointing(config),
+    )
+
+
+def decide_checkpointing(config: Config, settings: MemorySettings, *, longest: int, ranks: Ranks) -> MemorySettings:
+    """Decide what `memory.activation_checkpointing: auto` means, once the data is known; gradients do not depend on it.
+
+    Args:
+        longest: positions of the longest training sample.
+    """
+    device = distributed.training_device(ranks)
+    every = resolve_checkpointing(
+        config,
+        longest=longest,
+        world_size=ranks.world_size,
+        memory_bytes=distributed.memory_bytes(device),
+        cuda=device.type == "cuda",
+    )
+    if config.memory.activation_checkpointing == "auto":
+        distributed.logger.info("activation checkpointing: %s", describe_checkpointing(every))
+    return replace(settings, activation_checkpointing=every)
+
+
+def build_estimator(config: Config, *, world_size: int, cuda: bool = True) -> Estimator:
+    """For `config`; reads the base checkpoint's config.json, and no weights.
+
+    Raises:
+        UserError: for a base that has no config, and LoRA targets that are not in it.
+    """
+    model_config = read_config_only(config.model.base, config.model.revision)
+    lora = config.lora
+    counts = count_lora_parameters(
+        model_config, rank=lora.rank, targets=lora.targets, modules_to_save=lora.modules_to_save, dora=lora.dora
+    )
+    return Estimator(model_shape(model_config), counts, build_policy(config, world_size=world_size, cuda=cuda))
+
+
+def with_config(estimator: Estimator, config: Config) -> Estimator:
+    """For another configuration of the same base and LoRA settings."""
+    policy = build_policy(config, world_size=estimator.policy.world_size, cuda=estimator.policy.cuda)
+    return dataclasses.replace(estimator, policy=policy)
+
+
+def build_policy(config: Config, *, world_size: int, cuda: bool) -> Policy:
+    """What `config` says that memory depends on; checkpointing "auto" is left to the caller."""
+    zero, memory = config.zero, config.memory
+    quantized = config.model.quantization == "nf4"
+    return Policy(
+        element_bytes=DTYPES[zero.precision].itemsize,
+        zero_stage=zero.stage,
+        world_size=world_size,
+        offload_optimizer=zero.offload_optimizer,
+        overlap_comm=zero.overlap_comm,
+        reduce_bucket_elements=zero.reduce_bucket_size,
+        fp32_reduction=zero.fp32_reduction,
+        gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
+        lora_rank=config.lora.rank,
+        lora_dropout=config.lora.dropout,
+        kernels="torch" if memory.kernels == "auto" else memory.kernels,  # Liger's keep as much
+        grouped_lora=memory.grouped_lora and config.zero.stage < 3 and not config.lora.dora and not quantized,
+        supervised_heads=memory.supervised_text_head,
+        quantized=quantized,
+        cuda=cuda,
+    )
+
+
+def configured_checkpointing(config: Config) -> int | None:
+    """`memory.activation_checkpointing` as every N-th layer; "auto" counts as every layer."""
+    policy = config.memory.activation_checkpointing
+    return policy if isinstance(policy, int) else {"none": None, "full": 1, "auto": 1}[policy]
+
+
+def resolve_checkpointing(
+    config: Config, *, longest: int, world_size: int, memory_bytes: int, cuda: bool
+) -> int | None:
+    """`memory.activation_checkpointing` as every N-th layer: "auto" is the fastest that the estimate says fits.
+
+    Args:
+        longest: positions of the longest sample; the fullest micro-batch holds `data.batch_size` of them.
+        memory_bytes: of the device.
+    """
+    if config.memory.activation_checkpointing != "auto":
+        return configured_checkpointing(config)
+    estimator = build_estimator(config, world_size=world_size, cuda=cuda)
+    return estimator.choose_checkpointing(configured_batch(config, longest), memory_bytes=memory_bytes)
+
+
+def configured_batch(config: Config, positions: int) -> BatchShape:
+    """The fullest micro-batch, of samples of `positions` positions."""
+    if config.data.max_tokens is None:
+        return BatchShape.typical(config.data.batch_size, positions)
+    return BatchShape.typical(max(1, config.data.max_tokens // positions), positions)

@@ -1,0 +1,52 @@
+"""What a step or a validation found: sums and counts of the global batch divided, in one place."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ds_higgs.losses import LossWeights
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step over the global batch: every number is over all ranks and accumulation steps.
+
+    Losses are in nats per target, `audio_loss_per_codebook` one per codebook; `grad_norm` is before clipping.
+    applied: False where the update was left out because a loss or a gradient was not finite.
+    extra: the caller's values, summed over ranks.
+    """
+
+    loss: float
+    text_loss: float
+    audio_loss: float
+    audio_loss_per_codebook: tuple[float, ...]
+    num_text_targets: int
+    num_audio_targets: int
+    extra: tuple[float, ...]
+    grad_norm: float = math.nan
+    applied: bool = False
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient of this step is NaN or infinite; no update was made from it."""
+
+    def __init__(self, result: StepResult):
+        super().__init__(f"loss {result.loss}, gradient norm {result.grad_norm}: not finite")
+        self.result = result
+
+
+def summarise(
+    sums: Sequence[float], counts: Sequence[float], weights: LossWeights, *, extra: tuple[float, ...] = ()
+) -> StepResult:
+    """Losses from the global sums and counts (each: text, then one per codebook)."""
+    text_loss, *per_codebook = (total / max(count, 1.0) for total, count in zip(sums, counts, strict=True))
+    audio_loss = sum(weight * loss for weight, loss in zip(weights.codebooks, per_codebook, strict=True))
+    return StepResult(
+        loss=weights.text * text_loss + weights.audio * audio_loss,
+        text_loss=text_loss,
+        audio_loss=audio_loss,
+        audio_loss_per_codebook=tuple(per_codebook),
+        num_text_targets=round(counts[0]),
+        num_audio_targets=round(sum(counts[1:])),
+        extra=extra,
+    )
