@@ -16,7 +16,7 @@ from ds_higgs.checkpoint.marker import MARKER_NAME
 from ds_higgs.checkpoint.saving import STATE_NAME
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
-from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY
+from ds_higgs.hub import ORIGINAL_REVISION, is_released
 from ds_higgs.model.loading import (
     HiggsAudioModel,
     build_meta_model,
@@ -141,6 +141,6 @@ def _describe_adapter(folder: Path, record: AdapterRecord | None, source: Path, 
         named, revision = base, None
     if not named:
         raise UserError(f"{folder / ADAPTER_CONFIG}: does not name its base checkpoint; name it with --base")
-    if named == RELEASED_REPOSITORY:
+    if is_released(named):
         revision = revision or ORIGINAL_REVISION
     return Adapter(folder, base=named, revision=revision, record=record, source=source)

@@ -1,4 +1,4 @@
-"""The commands of before the training: manifest, validate, prepare."""
+"""The commands of before the training: download, manifest, validate, prepare."""
 
 import argparse
 from collections.abc import Callable
@@ -7,13 +7,20 @@ from pathlib import Path
 from ds_higgs.cli.arguments import count, seed, share
 from ds_higgs.config import Config
 from ds_higgs.data.sources.opening import FORMS
-from ds_higgs.job.preflight import check_file_writable
+from ds_higgs.hub import HIGGS_TOKENIZER, RELEASED_REPOSITORY
+from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
 
 def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> None:
     """Add the commands with `add_command(name, function, summary)`, which returns the command's parser."""
+    download = add_command("download", _download, "fetch base checkpoint, tokenizer and codec; resumable")
+    download.add_argument("--out", type=Path, metavar="DIR", help="one folder with all of it (the hub's cache)")
+    download.add_argument("--base", default=RELEASED_REPOSITORY, help=f"hub id ({RELEASED_REPOSITORY})")
+    download.add_argument("--revision", help="of the base (the pinned one of the released base, else the newest)")
+    download.add_argument("--codec", help=f"hub id (the base's own where it has one, else {HIGGS_TOKENIZER})")
+
     manifest = add_command("manifest", _manifest, "make a manifest from recordings and their texts")
     manifest.add_argument(
         "source",
@@ -37,6 +44,15 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     prepare.add_argument(
         "--processes", type=count, metavar="N", help="processes that encode at once (one per GPU; 1 without)"
     )
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from ds_higgs.commands.download import download_all
+
+    if arguments.out is not None:
+        check_folder_writable(arguments.out, "--out")
+    for line in download_all(arguments.base, revision=arguments.revision, codec=arguments.codec, out=arguments.out):
+        print(line)
 
 
 def _manifest(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
-from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY, download
+from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY, download, is_released
 from ds_higgs.model import native_format
 from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
@@ -24,7 +24,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by the configuration
 logger = logging.getLogger("ds_higgs")
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-_DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.txt", "codec/*"]
+BASE_FILES = ("*.json", "*.safetensors", "*.txt", "codec/*", "LICENSE*", "NOTICE*")
 
 
 def resolve_base(base: str, revision: str | None) -> Path:
@@ -37,7 +37,7 @@ def resolve_base(base: str, revision: str | None) -> Path:
     """
     folder = Path(base).expanduser()
     if not folder.exists():
-        folder = download(base, what="base checkpoint", revision=revision, files=_DOWNLOADED_FILES)
+        folder = download(base, what="base checkpoint", revision=revision, files=BASE_FILES)
     _check_has_higgs_config(folder)
     if (folder / "generation_config.json").exists():
         read_json(folder / "generation_config.json")  # transformers goes on without one that is damaged
@@ -73,7 +73,7 @@ def read_config_only(base: str, revision: str | None) -> HiggsAudioConfig:
     """
     folder = Path(base).expanduser()
     if not folder.exists():
-        if base == RELEASED_REPOSITORY and revision in (None, ORIGINAL_REVISION):
+        if is_released(base) and revision in (None, ORIGINAL_REVISION):
             return released_model_config()
         folder = download(base, what="base checkpoint", revision=revision, files=["config.json"])
     _check_has_higgs_config(folder)
@@ -132,7 +132,7 @@ def load_model(
             files, and weights that do not fit config.json.
     """
     check_model_class(HiggsAudioModel, allow_fork=allow_fork)
-    _check_weights_fit(base)
+    check_weights_fit(base)
     if native_format.is_native(base):
         if quantization is not None:
             raise UserError(
@@ -190,11 +190,14 @@ def build_meta_model(config: HiggsAudioConfig) -> HiggsAudioModel:
         return HiggsAudioModel(config)
 
 
-def _check_weights_fit(base: Path) -> None:
+def check_weights_fit(base: Path) -> None:
     """Compare names and shapes in the weight files' headers with the model of config.json.
 
     transformers cannot be asked: with `low_cpu_mem_usage` its loading info leaves out missing weights that have the
     shape of another one, and those stay uninitialised.
+
+    Raises:
+        UserError: listing what differs.
     """
     meta_model = build_meta_model(read_model_config(base))
     expected = {name: tuple(weight.shape) for name, weight in meta_model.state_dict().items()}

@@ -9,11 +9,22 @@ import numpy as np
 import torch
 import transformers
 
+from ds_higgs import hub
 from ds_higgs.data.codec.batched import BatchedCodec
 from ds_higgs.data.codec.source import CodecKind, CodecSource, Geometry
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio
 from ds_higgs.errors import UserError
+from ds_higgs.files import read_json
 
+# Inside a codec's folder, where `ds-higgs download --out` puts it; boson's tokenizer fetches it by its name.
+SEMANTIC_FOLDER = "semantic_model"
+SEMANTIC_FILES = ("*.json", "*.safetensors", "*.bin")
+# The semantic models that boson's tokenizer knows, by the codec's config.json.
+_SEMANTIC_REPOSITORIES = {
+    "hubert_base_general": "bosonai/hubert_base",
+    "hubert_base": "facebook/hubert-base-ls960",
+    "wavlm_base_plus": "microsoft/wavlm-base-plus",
+}
 HOW_TO_INSTALL = (
     "pip install 'ds_higgs[codec]' and "
     "pip install --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2"
@@ -44,7 +55,8 @@ def _load_tokenizer(folder: Path, device: str) -> Any:
         raise UserError(
             f"the Higgs audio tokenizer needs {error.name or error}; install it: {HOW_TO_INSTALL}"
         ) from None
-    with _no_remote_code(higgs_audio_tokenizer):
+    semantic_model = folder / SEMANTIC_FOLDER
+    with _semantic_model_from(higgs_audio_tokenizer, semantic_model if semantic_model.is_dir() else None):
         try:
             tokenizer = higgs_audio_tokenizer.load_higgs_audio_tokenizer(str(folder), device=device)
         except (RuntimeError, TypeError, KeyError, OSError) as error:
@@ -53,14 +65,24 @@ def _load_tokenizer(folder: Path, device: str) -> Any:
     return tokenizer
 
 
+def semantic_repository(codec: Path) -> str | None:
+    """The hub repository of the semantic model that the codec in a folder needs besides; None if it needs none."""
+    config = read_json(codec / "config.json")
+    return _SEMANTIC_REPOSITORIES.get(str(config.get("semantic_techer"))) if _recognises(codec, config) else None
+
+
 @contextmanager
-def _no_remote_code(module: Any) -> Iterator[None]:
-    """Boson loads HuBERT with trust_remote_code=True; it is a plain HuBERT and needs none."""
+def _semantic_model_from(module: Any, folder: Path | None) -> Iterator[None]:
+    """Let boson's tokenizer take its semantic model from `folder`, or from the hub as everything else comes from it.
+
+    Boson loads it with trust_remote_code=True; it is a plain HuBERT and needs none.
+    """
 
     class AutoModel:
         @staticmethod
         def from_pretrained(name: str, **_: Any) -> torch.nn.Module:
-            return transformers.AutoModel.from_pretrained(name, trust_remote_code=False)
+            found = folder or hub.download(name, what="the audio codec's semantic model", files=SEMANTIC_FILES)
+            return transformers.AutoModel.from_pretrained(found, trust_remote_code=False)
 
     original = module.AutoModel
     module.AutoModel = AutoModel

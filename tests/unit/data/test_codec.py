@@ -16,7 +16,7 @@ from transformers import HubertConfig, HubertModel
 
 from ds_higgs import hub
 from ds_higgs.data.codec import batched
-from ds_higgs.data.codec.higgs import _check_complete, _no_remote_code
+from ds_higgs.data.codec.higgs import SEMANTIC_FOLDER, _check_complete, _semantic_model_from
 from ds_higgs.data.codec.opening import describe_codec, find_codec, load_codec
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio, resample
 from ds_higgs.errors import UserError
@@ -60,6 +60,7 @@ def higgs_folder(tmp_path_factory):
         spread_codebooks(tokenizer.eval())
     (folder / "config.json").write_text(json.dumps(config))
     torch.save(tokenizer.state_dict(), folder / "model.pth")
+    tokenizer.semantic_model.save_pretrained(folder / SEMANTIC_FOLDER)
     return folder
 
 
@@ -70,9 +71,7 @@ def codec_folder(request, tiny_base):
 
 @pytest.fixture(scope="module")
 def codec(codec_folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.AutoModel.from_pretrained", small_hubert)
-        return load_codec(codec_folder)
+    return load_codec(codec_folder)
 
 
 def clips():
@@ -188,14 +187,17 @@ def test_missing_weights_are_refused_but_for_huberts(tmp_path):
         _check_complete(tmp_path, tokenizer)
 
 
-def test_hubert_is_loaded_without_remote_code(monkeypatch):
-    asked = []
-    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lambda name, **rest: asked.append((name, rest)))
-    boson = types.SimpleNamespace(AutoModel="its own")
-    with _no_remote_code(boson):
-        boson.AutoModel.from_pretrained("bosonai/hubert_base", trust_remote_code=True)
-    assert asked == [("bosonai/hubert_base", {"trust_remote_code": False})]
-    assert boson.AutoModel == "its own"
+def test_the_semantic_model_comes_without_remote_code_from_the_folder_or_the_hub(tmp_path, monkeypatch):
+    loaded, asked = [], []
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lambda name, **rest: loaded.append((name, rest)))
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: asked.append(name) or "snapshot")
+    for folder in (tmp_path, None):
+        boson = types.SimpleNamespace(AutoModel="its own")
+        with _semantic_model_from(boson, folder):
+            boson.AutoModel.from_pretrained("bosonai/hubert_base", trust_remote_code=True)
+        assert boson.AutoModel == "its own"
+    assert loaded == [(tmp_path, {"trust_remote_code": False}), (Path("snapshot"), {"trust_remote_code": False})]
+    assert asked == ["bosonai/hubert_base"]
 
 
 def test_the_stand_in_resamples_as_a_sinc_filter_does():
