@@ -56,7 +56,7 @@ def download(
         UserError: it is no repository's name, is not there, or cannot be had.
     """
     revision = revision or PINNED_REVISIONS.get(repository)
-    patterns = None if files is None else [*files]
+    patterns = _listed(files)
 
     def fetch(name: str) -> str:
         if into is not None:  # without an answer of the hub, what lies there would be taken for all of it
@@ -73,6 +73,22 @@ def list_files(repository: str, *, what: str, revision: str | None = None) -> li
     return [file.rfilename for file in info.siblings or ()]
 
 
+def find_downloaded(repository: str, *, revision: str | None = None, files: Sequence[str] | None = None) -> Path | None:
+    """The folder that `download` would return of what is in the hub's cache already, without asking the hub.
+
+    Whether all of its files are there, only reading them tells.
+    """
+    revision = revision or PINNED_REVISIONS.get(repository)
+    for name in _names(repository, revision):
+        try:
+            return Path(
+                snapshot_download(name, revision=revision, allow_patterns=_listed(files), local_files_only=True)
+            )
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+    return None
+
+
 def _ask(repository: str, what: str, revision: str | None, question: Callable[[str], Answer]) -> Answer:
     """The answer to `question`, by the first name of the repository that has one."""
     failures: list[Exception] = []
@@ -84,6 +100,10 @@ def _ask(repository: str, what: str, revision: str | None, question: Callable[[s
         except (HFValidationError, HfHubHTTPError, OSError) as error:
             raise _explained(repository, what, revision, error) from error
     raise _explained(repository, what, revision, failures[0]) from failures[0]
+
+
+def _listed(files: Sequence[str] | None) -> list[str] | None:
+    return None if files is None else [*files]
 
 
 def _names(repository: str, revision: str | None) -> list[str]:

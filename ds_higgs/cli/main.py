@@ -84,7 +84,10 @@ def build_parser() -> argparse.ArgumentParser:
     tiny.add_argument("--whisper", action="store_true", help="with a Whisper audio tower")
     tiny.add_argument("--seed", type=seed, default=0, help="of the random weights (0)")
 
-    _add_command(commands, "doctor", _doctor, "check this environment: packages, GPUs, compiler, model")
+    doctor = _add_config_command(
+        commands, "doctor", _doctor, "check this machine, and with -c what a job needs of it; says what to do"
+    )
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON on standard output")
 
     def add_plain_command(name: str, function: Callable[[argparse.Namespace], None], summary: str):
         return _add_command(commands, name, partial(_without_rest, function), summary)
@@ -131,10 +134,11 @@ def _zero_config(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
-    _refuse(rest)
     from ds_higgs.commands.doctor import run_doctor
 
-    run_doctor()
+    named = arguments.config is not None or rest
+    config = load_config(arguments.config, parse_overrides(rest)) if named else None
+    run_doctor(config, as_json=arguments.json)
 
 
 def _estimate(arguments: argparse.Namespace, rest: list[str]) -> None:

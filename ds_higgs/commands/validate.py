@@ -17,10 +17,12 @@ from ds_higgs.data.problems import Problem
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics
 from ds_higgs.errors import UserError
+from ds_higgs.job import distributed
 from ds_higgs.job.preflight import check_trackers
 from ds_higgs.losses import normalised_codebook_weights
-from ds_higgs.model.loading import HiggsAudioModel, resolve_base
+from ds_higgs.model.loading import HiggsAudioModel, check_weights_fit, resolve_base
 from ds_higgs.model.signature import check_model_class
+from ds_higgs.training.memory_plan import choose_memory_settings
 from ds_higgs.training.zero import build_deepspeed_config
 
 Result = TypeVar("Result")
@@ -74,9 +76,15 @@ def collect_report(config: Config) -> Report:
 
     attempt("zero.extra", lambda: check_trackers(build_deepspeed_config(config)))
     attempt("run.output_dir", lambda: setup.check_run_folder(config))
+    device = distributed.training_device(distributed.read_ranks())
+    attempt("memory", lambda: choose_memory_settings(config, device_type=device.type))
     attempt("model", lambda: check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork))
     base = attempt("model.base", lambda: resolve_base(config.model.base, config.model.revision))
+    if base is not None:
+        attempt("model.base", lambda: check_weights_fit(base))
     rules = attempt("model.base", lambda: setup.build_sample_rules(config.data, base)) if base is not None else None
+    if rules is not None:
+        attempt("data.codec", rules.codec.load)
     cache_dir = attempt("data.cache_dir", lambda: _usable_code_cache(config))
     if rules is None:
         return report

@@ -47,7 +47,12 @@ class HiggsTokenizerCodec(BatchedCodec):
         return self._tokenizer._xcodec_encode(batch.unsqueeze(1)).audio_codes
 
 
-def _load_tokenizer(folder: Path, device: str) -> Any:
+def import_tokenizer() -> Any:
+    """Boson's module of its audio tokenizer.
+
+    Raises:
+        UserError: a package that it needs is not installed; says how to install it.
+    """
     provide_torchaudio()
     try:
         from boson_multimodal.audio_processing import higgs_audio_tokenizer
@@ -55,6 +60,11 @@ def _load_tokenizer(folder: Path, device: str) -> Any:
         raise UserError(
             f"the Higgs audio tokenizer needs {error.name or error}; install it: {HOW_TO_INSTALL}"
         ) from None
+    return higgs_audio_tokenizer
+
+
+def _load_tokenizer(folder: Path, device: str) -> Any:
+    higgs_audio_tokenizer = import_tokenizer()
     semantic_model = folder / SEMANTIC_FOLDER
     with _semantic_model_from(higgs_audio_tokenizer, semantic_model if semantic_model.is_dir() else None):
         try:
