@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ds_higgs.cli.arguments import count, seed, share
+from ds_higgs.cli.arguments import count, device, seed, share
 from ds_higgs.config import Config
 from ds_higgs.data.sources.opening import FORMS
+from ds_higgs.errors import UserError
 from ds_higgs.hub import HIGGS_TOKENIZER, RELEASED_REPOSITORY
 from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 
@@ -36,6 +37,12 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     manifest.add_argument("--seed", type=seed, default=0, help="of the references and the split (0)")
     manifest.add_argument("--speaker", help="one speaker for all utterances, whatever the source says")
     manifest.add_argument("--system", help='text of the system message ("" for none)')
+    manifest.add_argument(
+        "--transcribe", metavar="MODEL", help="speech recogniser of transformers, for recordings without text"
+    )
+    manifest.add_argument("--language", metavar="NAME", help="for a multilingual Whisper model, such as arabic")
+    manifest.add_argument("--device", type=device, default="cpu", help="of the recogniser, such as cuda (cpu)")
+    manifest.add_argument("--force", action="store_true", help="write over a file that is no manifest of ours")
 
     validate = add_config_command("validate", _validate, "check manifests, audio, base checkpoint and codec")
     validate.add_argument("--json", action="store_true", help="the report as JSON on standard output")
@@ -56,11 +63,13 @@ def _download(arguments: argparse.Namespace) -> None:
 
 
 def _manifest(arguments: argparse.Namespace) -> None:
-    from ds_higgs.commands.manifest import make_manifests
+    from ds_higgs.commands.manifest import Recogniser, make_manifests
 
     check_file_writable(arguments.out, "--out")
     if arguments.val_out is not None:
         check_file_writable(arguments.val_out, "--val-out")
+    if arguments.language is not None and arguments.transcribe is None:
+        raise UserError("--language: needs --transcribe")
     made = make_manifests(
         arguments.source,
         arguments.out,
@@ -70,6 +79,10 @@ def _manifest(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         speaker=arguments.speaker,
         system=arguments.system,
+        recogniser=Recogniser(arguments.transcribe, arguments.language, arguments.device)
+        if arguments.transcribe
+        else None,
+        force=arguments.force,
     )
     for manifest in made:
         without = manifest.num_without_reference
@@ -77,6 +90,8 @@ def _manifest(arguments: argparse.Namespace) -> None:
             f"{manifest.path}: {manifest.num_samples} samples of {manifest.num_speakers} speakers"
             + (f", {without} without a reference" if without else "")
         )
+    if len(made) == 2 and (only := sorted(made[0].speakers - made[1].speakers)):
+        print(f"in training only, for want of recordings: {', '.join(only)}")
 
 
 def _validate(config: Config, arguments: argparse.Namespace) -> None:

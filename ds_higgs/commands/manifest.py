@@ -1,11 +1,29 @@
 """`ds-higgs manifest`: a manifest from what people have."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ds_higgs.data.sources.opening import find_form, named_form, read_utterances
+from ds_higgs.data.sources.ownership import check_may_overwrite
+from ds_higgs.data.sources.recordings import make_readable
 from ds_higgs.data.sources.splitting import split
+from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.data.sources.writing import SYSTEM_MESSAGE, Made, write_manifest
 from ds_higgs.errors import UserError
+from ds_higgs.speech.judges import Transcriber
+from ds_higgs.speech.transcribing import check_texts, transcribe_missing
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """What writes down recordings: a model of transformers, its language (None: it guesses), a device."""
+
+    model: str
+    language: str | None = None
+    device: str = "cpu"
 
 
 def make_manifests(
@@ -18,6 +36,8 @@ def make_manifests(
     seed: int = 0,
     speaker: str | None = None,
     system: str | None = None,
+    recogniser: Recogniser | None = None,
+    force: bool = False,
 ) -> list[Made]:
     """Write a manifest of `source` to `out`, and one of a held-out share beside it.
 
@@ -27,6 +47,8 @@ def make_manifests(
         validation: where their manifest goes; by default `out` with "-val" in its name.
         speaker: of all utterances, whatever the source says.
         system: text of the system message; None is the usual one, "" is none.
+        recogniser: for recordings without a text; None refuses them.
+        force: write over files that are no manifests of ours.
 
     Raises:
         UserError: the source cannot be used, or the flags do not fit together.
@@ -35,15 +57,36 @@ def make_manifests(
         raise UserError(f"--split: {share} found, expected a share between 0 and 1")
     if share is None and validation is not None:
         raise UserError("--val-out: needs --split")
+    validation = validation or out.with_name(f"{out.stem}-val{out.suffix}")
+    if not force:
+        check_may_overwrite(out, "--out")
+        if share is not None:
+            check_may_overwrite(validation, "--val-out")
     found, path = find_form(source) if form is None else (named_form(form), source)
     audio_folder = out.parent / f"{out.stem}_audio"
     utterances = read_utterances(path, found, audio_folder=audio_folder, speaker=speaker)
+    if recogniser is None:
+        check_texts(source, utterances)
+    utterances = make_readable(utterances, audio_folder)
+    if recogniser is not None:
+        utterances = _transcribe(utterances, recogniser, audio_folder)
     system = SYSTEM_MESSAGE if system is None else system
     if share is None:
         return [write_manifest(out, utterances, seed=seed, system=system)]
     training, held_out = split(utterances, share=share, seed=seed)
-    validation = validation or out.with_name(f"{out.stem}-val{out.suffix}")
     return [
         write_manifest(out, training, seed=seed, system=system),
         write_manifest(validation, held_out, seed=seed, system=system),
     ]
+
+
+def _transcribe(utterances: Sequence[Utterance], recogniser: Recogniser, audio_folder: Path) -> list[Utterance]:
+    transcriber = Transcriber(recogniser.model, language=recogniser.language, device=recogniser.device)
+    with tqdm(unit="recording", desc="transcribing", dynamic_ncols=True, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        record = audio_folder / "transcripts.jsonl"
+        return transcribe_missing(utterances, transcriber, record=record, progress=show)

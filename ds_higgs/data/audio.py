@@ -95,6 +95,18 @@ def decode(source: AudioSource, segment: Segment, *, sampling_rate: int) -> np.n
     Raises:
         BadSampleError: as `check_header`; or the audio cannot be decoded to its end, is not finite, or is silent.
     """
+    samples, native_rate = read_frames(source, segment)
+    mono = samples.mean(axis=1)
+    _check_signal(mono)
+    return _resample(mono, native_rate, sampling_rate)
+
+
+def read_frames(source: AudioSource, segment: Segment) -> tuple[np.ndarray, int]:
+    """The samples of a segment as the file has them, [frames, channels] float32, and their rate.
+
+    Raises:
+        BadSampleError: as `check_header`; or the audio cannot be decoded to its end.
+    """
     with _open(source) as file:
         _check_layout(file)
         _check_complete(source)
@@ -107,16 +119,14 @@ def decode(source: AudioSource, segment: Segment, *, sampling_rate: int) -> np.n
         native_rate = file.samplerate
     if len(samples) < stop - start:
         raise BadSampleError(f"truncated: {len(samples)} of {stop - start} samples could be decoded")
-    mono = samples.mean(axis=1)
-    _check_signal(mono)
-    return _resample(mono, native_rate, sampling_rate)
+    return samples, native_rate
 
 
 def _open(source: AudioSource) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        expected = "WAV, FLAC, OGG or MP3"
+        expected = "WAV, FLAC, OGG, Opus or MP3; `ds-higgs manifest` turns m4a, mp4 and others into FLAC by ffmpeg"
         raise BadSampleError(f"the audio cannot be opened: {_reason(error)}", expected) from None
 
 

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-from ds_higgs.data.sources import datasets_folder, metadata, pairs, swift, tables
+from ds_higgs.data.sources import datasets_folder, lines, metadata, nemo, pairs, swift, tables
+from ds_higgs.data.sources.json_lines import SUFFIXES, first_entry
 from ds_higgs.data.sources.utterance import Form, Utterance
 from ds_higgs.errors import UserError
 
 # The first that finds itself in a source is its form: a folder is read as recordings only where it is nothing else.
-FORMS: tuple[Form, ...] = (datasets_folder.FORM, metadata.FORM, swift.FORM, tables.FORM, pairs.FORM)
+FORMS: tuple[Form, ...] = (
+    *(datasets_folder.FORM, nemo.FORM, lines.FORM, swift.FORM),
+    *(metadata.FORM, tables.FORM, pairs.FORM),
+)
 
 
 def find_form(source: Path) -> tuple[Form, Path]:
@@ -22,7 +26,17 @@ def find_form(source: Path) -> tuple[Form, Path]:
         if (path := form.find(source)) is not None:
             return form, path
     expected = "; ".join(form.summary for form in FORMS)
-    raise UserError(f"{source}: unknown form; expected {expected} (or use --form)")
+    raise UserError(f"{source}: unknown form{_what_it_holds(source)}; expected {expected} (or use --form)")
+
+
+def _what_it_holds(source: Path) -> str:
+    """Of JSON, whose form is told by its first object."""
+    if source.suffix.lower() not in SUFFIXES or (entry := first_entry(source)) is None:
+        return ""
+    if entry.error is not None:
+        return f" ({source.name}:{entry.number}: {entry.error})"
+    keys = ", ".join(map(repr, entry.data)) if isinstance(entry.data, dict) else ""
+    return f" (its first object has {'the keys ' + keys if keys else 'no keys'})"
 
 
 def named_form(name: str) -> Form:

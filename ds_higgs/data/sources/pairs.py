@@ -9,8 +9,10 @@ from ds_higgs.errors import UserError
 def read_pairs(folder: Path, speaker: str | None = None) -> list[Utterance]:
     """All recordings below `folder`; the speaker is the first folder below it, or the folder itself.
 
+    A recording without a .txt is an utterance without a text.
+
     Raises:
-        UserError: with every recording that has no transcript; or there is no recording at all.
+        UserError: with every transcript that cannot be read; or there is no recording at all.
     """
     recordings = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     if not recordings:
@@ -21,7 +23,9 @@ def read_pairs(folder: Path, speaker: str | None = None) -> list[Utterance]:
 def _utterance(folder: Path, audio: Path, speaker: str | None) -> Utterance:
     inside = audio.relative_to(folder)
     of_folder = inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name
-    return Utterance(audio.resolve(), read_text(audio.with_suffix(".txt")), speaker or of_folder, place=str(inside))
+    transcript = audio.with_suffix(".txt")
+    text = read_text(transcript) if transcript.exists() else ""
+    return Utterance(audio.resolve(), text, speaker or of_folder, place=str(inside))
 
 
 FORM = Form(

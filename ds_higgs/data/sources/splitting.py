@@ -1,6 +1,6 @@
 """References for utterances, and a held-out share that hears nothing of the training set."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,53 +9,59 @@ from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.errors import UserError
 
 
-def pick_references(utterances: Sequence[Utterance], *, seed: int) -> list[tuple[Utterance, Utterance | None]]:
+def pick_references(
+    utterances: Sequence[Utterance], *, seed: int, good: Collection[Path] = ()
+) -> list[tuple[Utterance, Utterance | None]]:
     """Each utterance with another one of its speaker as reference, drawn by seed; None where there is no other.
 
     Utterances that bring their own reference, or are whole samples, get none. Never the same recording.
+
+    Args:
+        good: recordings that make good references: a speaker's others are drawn only where it has no such.
     """
     by_speaker: dict[str | None, list[Utterance]] = {}
     for utterance in utterances:
         if utterance.messages is None:
             by_speaker.setdefault(utterance.speaker, []).append(utterance)
+    best_of = {speaker: [one for one in found if one.audio in good] for speaker, found in by_speaker.items()}
     picked: list[tuple[Utterance, Utterance | None]] = []
     for index, utterance in enumerate(utterances):
-        candidates = by_speaker.get(utterance.speaker, []) if utterance.speaker is not None else []
-        if utterance.messages is not None or utterance.reference is not None or len(candidates) < 2:
-            picked.append((utterance, None))
-            continue
-        start = int(np.random.default_rng([seed, index]).integers(len(candidates)))
-        others = (candidates[(start + step) % len(candidates)] for step in range(len(candidates)))
-        picked.append((utterance, next((other for other in others if other.audio != utterance.audio), None)))
+        other = None
+        if _needs_reference(utterance) and utterance.speaker is not None:
+            generator = np.random.default_rng([seed, index])
+            pools = (best_of[utterance.speaker], by_speaker[utterance.speaker])
+            drawn = (_draw_other(utterance, pool, generator) for pool in pools)
+            other = next((found for found in drawn if found is not None), None)
+        picked.append((utterance, other))
     return picked
+
+
+def _draw_other(utterance: Utterance, pool: Sequence[Utterance], generator: np.random.Generator) -> Utterance | None:
+    """One of the pool that is another recording."""
+    if not pool:
+        return None
+    start = int(generator.integers(len(pool)))
+    others = (pool[(start + step) % len(pool)] for step in range(len(pool)))
+    return next((other for other in others if other.audio != utterance.audio), None)
 
 
 def split(utterances: Sequence[Utterance], *, share: float, seed: int) -> tuple[list[Utterance], list[Utterance]]:
     """Training and validation utterances that share no recording, neither as target nor as reference.
 
-    Utterances come to the validation set together with all that share a recording with them, and with another one of
-    their speaker, so that they find a reference there.
+    Every speaker is in both, with two utterances at least where it needs references and has four, so that these find
+    one; a speaker whose utterances all hang together by a recording stays in the training set.
 
     Raises:
-        UserError: all utterances hang together, so that none can be split off.
+        UserError: no speaker can be split.
     """
-    groups = _connected(utterances)
-    order = np.random.default_rng([seed, len(utterances)]).permutation(len(groups)).tolist()
-    waiting = _by_speaker(utterances, groups, order)
-    wanted = max(1, round(share * len(utterances)))
+    groups_of: dict[str | None, list[list[int]]] = {}
+    for group in _connected(utterances):
+        groups_of.setdefault(utterances[group[0]].speaker, []).append(group)
     validation: set[int] = set()
-    speakers: set[str | None] = set()
-    for number in order:
-        members = list(groups[number])
-        speaker = utterances[members[0]].speaker
-        if len(validation) >= wanted or not validation.isdisjoint(members):
-            continue
-        if _needs_reference(utterances[members[0]]) and speaker not in speakers:
-            partner = next((other for other in waiting[speaker] if other != number), None)
-            members += groups[partner] if partner is not None else []
-        if len(validation) + len(members) <= max(wanted, 2) and len(validation) + len(members) < len(utterances):
-            validation.update(members)
-            speakers.add(speaker)
+    for number, groups in enumerate(groups_of.values()):
+        order = np.random.default_rng([seed, len(utterances), number]).permutation(len(groups))
+        in_need = _needs_reference(utterances[groups[0][0]])
+        validation.update(_hold_out([groups[place] for place in order], share=share, in_need=in_need))
     if not validation:
         raise UserError(f"--split: {len(utterances)} utterances cannot be split: too many share a recording")
     return (
@@ -64,18 +70,27 @@ def split(utterances: Sequence[Utterance], *, share: float, seed: int) -> tuple[
     )
 
 
+def _hold_out(groups: Sequence[Sequence[int]], *, share: float, in_need: bool) -> list[int]:
+    """About `share` of one speaker's utterances, whole groups of them, and never all.
+
+    Args:
+        in_need: whether they need each other as references.
+    """
+    total = sum(map(len, groups))
+    least = 2 if in_need and len(groups) >= 4 else 1
+    wanted = max(least, round(share * total))
+    held_out: list[int] = []
+    for group in groups[:-1]:
+        if len(held_out) + len(group) <= wanted:
+            held_out += group
+    if not held_out and len(groups) > 1:
+        smallest = sorted(groups, key=len)[0]
+        return [*smallest]
+    return held_out
+
+
 def _needs_reference(utterance: Utterance) -> bool:
     return utterance.reference is None and utterance.messages is None
-
-
-def _by_speaker(
-    utterances: Sequence[Utterance], groups: Sequence[Sequence[int]], order: Iterable[int]
-) -> dict[str | None, list[int]]:
-    """The groups of each speaker, in order."""
-    found: dict[str | None, list[int]] = {}
-    for number in order:
-        found.setdefault(utterances[groups[number][0]].speaker, []).append(number)
-    return found
 
 
 def _connected(utterances: Sequence[Utterance]) -> list[list[int]]:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ds_higgs.data.manifest import Entry, read_manifest
-from ds_higgs.data.sources.utterance import Form, Utterance, collect, existing_file, suffix_finder
+from ds_higgs.data.sources.json_lines import key_finder
+from ds_higgs.data.sources.utterance import Form, Utterance, collect, existing_file
 from ds_higgs.errors import UserError
 
 TAG = "<audio>"
@@ -79,6 +80,6 @@ def _messages(contents: list[tuple[str, str]], files: list[str]) -> list[dict]:
 FORM = Form(
     name="swift",
     summary="JSON lines of ms-swift",
-    find=suffix_finder(".jsonl"),
+    find=key_finder(("messages",)),
     read=lambda path, _, speaker: read_swift(path, speaker),
 )

@@ -6,18 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ds_higgs.data.audio import Segment
 from ds_higgs.errors import UserError
 
 Item = TypeVar("Item")
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+# What training reads as it is, and what `recordings` makes FLAC of by ffmpeg.
+READABLE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+FFMPEG_SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov", ".wma", ".amr", ".3gp")
+AUDIO_SUFFIXES = (*READABLE_SUFFIXES, *FFMPEG_SUFFIXES)
 
 
 @dataclass(frozen=True)
 class Utterance:
     """A recording, what is said in it and by whom.
 
+    text: "" where the form brings none; it is then transcribed, or refused.
     place: where it was found, for messages: "list.csv:3".
+    segment: the part of the recording that is meant; None is all of it.
     reference, reference_text: a recording of the same voice and what it says, where the form names one.
     messages: a sample that is whole already (audio items name files by absolute path); it is then written as it is.
     """
@@ -29,6 +35,7 @@ class Utterance:
     reference: Path | None = None
     reference_text: str | None = None
     messages: tuple[dict, ...] | None = None
+    segment: Segment | None = None
 
     def audio_files(self) -> set[Path]:
         """Every recording that the utterance uses."""

@@ -1,11 +1,13 @@
 """Utterances written as a manifest of ChatML samples."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_higgs.data.sources.ownership import sign, unsigned
 from ds_higgs.data.sources.splitting import pick_references
 from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.files import write_atomically
@@ -18,29 +20,36 @@ REQUEST = "Please generate speech for: "
 
 @dataclass(frozen=True)
 class Made:
-    """What was written: samples, those among them without a reference, speakers."""
+    """What was written: samples, those among them without a reference, names of the speakers."""
 
     path: Path
     num_samples: int
     num_without_reference: int
-    num_speakers: int
+    speakers: frozenset[str]
+
+    @property
+    def num_speakers(self) -> int:
+        return len(self.speakers)
 
 
-def write_manifest(path: Path, utterances: Sequence[Utterance], *, seed: int, system: str) -> Made:
+def write_manifest(
+    path: Path, utterances: Sequence[Utterance], *, seed: int, system: str, good_references: Collection[Path] = ()
+) -> Made:
     """Write the utterances as ChatML samples, one JSON line each (.jsonl) or as one array; audio relative to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picked = pick_references(utterances, seed=seed)
+    picked = pick_references(utterances, seed=seed, good=good_references)
     samples = [_sample(utterance, other, path.parent.resolve(), system) for utterance, other in picked]
+    samples[0] |= unsigned()
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     else:
         text = json.dumps(samples, ensure_ascii=False, indent=1) + "\n"
-    write_atomically(path, text.encode())
+    write_atomically(path, sign(text.encode()))
     return Made(
         path=path,
         num_samples=len(samples),
         num_without_reference=sum(not _has_user_audio(sample) for sample in samples),
-        num_speakers=len({utterance.speaker for utterance in utterances if utterance.speaker is not None}),
+        speakers=frozenset(utterance.speaker for utterance in utterances if utterance.speaker is not None),
     )
 
 
@@ -74,8 +83,10 @@ def _relative(message: dict, folder: Path) -> dict:
 
 
 def _path_from(folder: Path, path: Path) -> str:
-    """Relative where the audio lies below the manifest's folder, so that both can be moved together."""
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    """Relative, so that manifest and audio can be moved together; absolute where they share nothing but the root."""
+    if Path(os.path.commonpath([folder, path])) == Path(path.anchor):
+        return str(path)
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _has_user_audio(sample: dict) -> bool:

@@ -121,7 +121,7 @@ def make_bad_audio(folder, kind):
 
 
 BAD_AUDIO = {
-    "text": "cannot be opened: .*expected WAV, FLAC, OGG or MP3",
+    "text": "cannot be opened: .*expected WAV, FLAC, OGG, Opus or MP3; .*m4a",
     "wav cut off": "truncated: 38000 of 48000 bytes",
     "header only": "the audio has no samples|truncated",
     "flac cut off": "truncated|cannot be decoded",

@@ -1,10 +1,12 @@
-"""`ds-higgs manifest`: each of the five forms becomes a manifest that trains; references and splits."""
+"""`ds-higgs manifest`: each of the forms becomes a manifest that trains; references and splits."""
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from ds_higgs.cli.main import run
 from ds_higgs.commands.manifest import make_manifests
@@ -12,6 +14,7 @@ from ds_higgs.data.build import build_dataset
 from ds_higgs.data.sources.splitting import pick_references, split
 from ds_higgs.data.sources.tables import read_table
 from ds_higgs.data.sources.utterance import Utterance
+from ds_higgs.data.sources.writing import _path_from
 from ds_higgs.errors import UserError
 from tests.support import launching
 
@@ -19,7 +22,7 @@ from .audio_files import write_tone
 
 SPEAKERS = ("anna", "omar")
 PER_SPEAKER = 4
-FORMS = ("pairs", "table", "swift", "metadata", "datasets")
+FORMS = ("pairs", "table", "swift", "lines", "nemo", "metadata", "datasets")
 
 
 def utterances():
@@ -37,7 +40,7 @@ def write_audio(folder: Path, name: str) -> Path:
 
 
 def write_source(folder: Path, form: str) -> Path:
-    """The small set in one of the five forms; what `ds-higgs manifest` is pointed at."""
+    """The small set in one of the forms; what `ds-higgs manifest` is pointed at."""
     folder.mkdir()
     if form == "pairs":
         for speaker, name, text in utterances():
@@ -60,6 +63,14 @@ def write_source(folder: Path, form: str) -> Path:
                 "audios": [f"wavs/{name}.wav"],
                 "speaker": speaker,
             }
+            for speaker, name, text in utterances()
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    elif form in ("lines", "nemo"):
+        path = folder / "train.jsonl"
+        key = "audio" if form == "lines" else "audio_filepath"
+        lines = [
+            {key: f"wavs/{name}.wav", "text": text, "speaker": speaker, "duration": 0.3}
             for speaker, name, text in utterances()
         ]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -224,7 +235,10 @@ def test_a_split_shares_no_recording_and_leaves_references_on_both_sides(share, 
     assert sorted(training + validation, key=str) == sorted(speech + bound, key=str)
     used = [{audio for utterance in part for audio in utterance.audio_files()} for part in (training, validation)]
     assert used[0].isdisjoint(used[1])
-    assert 0.6 * share <= len(validation) / 160 <= share + 0.01
+    assert [{utterance.speaker for utterance in part} for part in (training, validation)] == [
+        {f"s{number}" for number in range(7)}
+    ] * 2
+    assert 0.6 * share <= len(validation) / 160 <= max(share, 2 * 7 / 160) + 0.01
     for part in (training, validation):
         assert all(
             utterance.reference is not None or reference is not None
@@ -239,7 +253,7 @@ def test_the_split_is_written_beside_the_manifest(tmp_path, capsys):
     audio = [
         {name for sample in json.loads(path.read_text()) for _, name in contents(sample, "audio")} for path in paths
     ]
-    assert [len(json.loads(path.read_text())) for path in paths] == [6, 2]
+    assert [len(json.loads(path.read_text())) for path in paths] == [4, 4]
     assert audio[0].isdisjoint(audio[1])
 
 
@@ -247,13 +261,13 @@ def break_source(folder: Path, source: Path, form: str) -> str:
     """Break the second utterance; what the message must say."""
     if form == "pairs":
         (folder / "anna" / "anna_1.txt").unlink()
-        return r"anna_1\.txt: cannot read the transcript"
+        return r"1 recordings have no text; .*--transcribe MODEL:\n  - anna/anna_1\.wav: no text"
     if form == "datasets":
         (source / "bad.parquet").write_bytes(b"PAR1 is no table")
         return r"bad\.parquet: cannot be read"
     (folder / "wavs" / "anna_1.wav").unlink()
-    places = {"table": r"list\.csv:3", "swift": r"train\.jsonl:2", "metadata": r"metadata\.json:1"}
-    return places[form] + ": audio file not found: .*anna_1"
+    places = {"table": r"list\.csv:3", "metadata": r"metadata\.json:1"}
+    return places.get(form, r"train\.jsonl:2") + ": audio file not found: .*anna_1"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -276,7 +290,14 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(tmp_path, form):
         ("a.json", "{}", "expected a list of samples"),
         ("a.json", "[{}]", r"a\.json:0: expected an object with `audio_file`"),
         ("a.json", "[", r"a\.json: cannot be read"),
-        ("a.jsonl", "{}\n", r"a\.jsonl:1: expected an object with `messages`"),
+        ("a.jsonl", "{}\n", r"a\.jsonl: unknown form \(its first object has no keys\); expected .*audio_filepath"),
+        ("a.jsonl", '{"wave": "a", "words": "b"}', "its first object has the keys 'wave', 'words'"),
+        (
+            "a.jsonl",
+            '{"audio": "a.wav"}\n[]\n{"audio": 3}',
+            r"(?s)1: audio file not.*:2: expected an obj.*:3: audio file",
+        ),
+        ("a.jsonl", '{"audio_filepath": ["a"]}', r"a\.jsonl:1: `audio_filepath` must be a string"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "<audio>"}]}', r"a\.jsonl:1: 1 times <audio>"),
         ("a.jsonl", "{\n", r"a\.jsonl:1: malformed JSON"),
         ("a.xyz", "", "unknown form"),
@@ -310,3 +331,136 @@ def test_flags_that_do_not_fit(tmp_path):
         make_manifests(tmp_path, tmp_path / "train.json", share=1.5)
     with pytest.raises(UserError, match="needs --split"):
         make_manifests(tmp_path, tmp_path / "train.json", validation=tmp_path / "val.json")
+
+
+def test_lines_may_bring_their_own_reference(tmp_path):
+    for name in ("a", "b"):
+        write_tone(tmp_path / "wavs" / f"{name}.wav", 0.3, pitch=200 if name == "a" else 300)
+    line = {"audio": "wavs/a.wav", "text": "One.", "ref_audio": "wavs/b.wav", "ref_text": "Two."}
+    (tmp_path / "list.jsonl").write_text(json.dumps(line))
+    (made,) = make_manifests(tmp_path / "list.jsonl", tmp_path / "train.json")
+    (sample,) = json.loads(made.path.read_text())
+    assert contents(sample, "audio") == [("user", "wavs/b.wav"), ("assistant", "wavs/a.wav")]
+    assert contents(sample, "text")[0] == ("user", "Two.")
+    assert "speaker" not in sample
+
+
+def test_nemos_parts_of_a_recording_become_files(tmp_path):
+    write_tone(tmp_path / "long.wav", 3.0)
+    parts = [(0.0, 1.0), (1.25, 0.5), (2.5, None)]
+    lines = [
+        {"audio_filepath": "long.wav", "text": f"Part {offset}.", "offset": offset, "duration": duration}
+        for offset, duration in parts
+    ]
+    (tmp_path / "nemo.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (made,) = make_manifests(tmp_path / "nemo.json", tmp_path / "train.json", speaker="one")
+    long, rate = soundfile.read(tmp_path / "long.wav", dtype="float32")
+    for sample, (offset, duration) in zip(json.loads(made.path.read_text()), parts, strict=True):
+        (_, reference), (_, target) = contents(sample, "audio")
+        assert target.startswith("train_audio/")
+        assert reference != target
+        cut, _ = soundfile.read(tmp_path / target, dtype="float32")
+        expected = long[round(offset * rate) :][: None if duration is None else round(duration * rate)]
+        assert len(cut) == len(expected)
+        assert abs(cut - expected).max() < 1e-4
+    lines[1]["offset"] = 9
+    (tmp_path / "nemo.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"long\.wav, 9 s: `offset` 9 s is after the audio's end"):
+        make_manifests(tmp_path / "nemo.json", tmp_path / "train.json", speaker="one")
+
+
+def fake_ffmpeg(folder: Path, script: str) -> str:
+    """A PATH on which `ffmpeg` is a script."""
+    folder.mkdir()
+    (folder / "ffmpeg").write_text(f"#!/bin/bash\n{script}\n")
+    (folder / "ffmpeg").chmod(0o755)
+    return f"{folder}:/usr/bin:/bin"
+
+
+def write_m4a_pairs(folder: Path) -> Path:
+    """Recordings that say they are M4A; only ffmpeg could tell that they are WAV."""
+    for index in range(3):
+        write_tone(folder / f"a{index}.wav", 0.4, pitch=200 + 50 * index).rename(folder / f"a{index}.m4a")
+        (folder / f"a{index}.txt").write_text(f"Text {index}.")
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg is installed")
+@pytest.mark.parametrize("suffix", ["m4a", "mp4", "opus"])
+def test_ffmpeg_reads_what_training_does_not(tmp_path, suffix, make_rules):
+    for index in range(3):
+        wav = write_tone(tmp_path / "in" / f"a{index}.wav", 1.0, pitch=200 + 50 * index, rate=48_000)
+        subprocess.run(["ffmpeg", "-v", "error", "-i", wav, wav.with_suffix(f".{suffix}")], check=True)
+        wav.unlink()
+        (tmp_path / "in" / f"a{index}.txt").write_text(f"Text {index}.")
+    (made,) = make_manifests(tmp_path / "in", tmp_path / "train.json")
+    dataset = build_dataset(made.path, rules=make_rules(), cache_dir=tmp_path / "cache")
+    assert len(dataset) == 3
+    files = list((tmp_path / "train_audio").glob("*")) if suffix != "opus" else []
+    assert len(files) == (0 if suffix == "opus" else 3)
+    for file in files:
+        assert abs(soundfile.info(file).duration - 1.0) < 0.1
+        assert soundfile.info(file).channels == 1
+
+
+def test_a_recording_that_ffmpeg_cannot_read(tmp_path, monkeypatch):
+    source = write_m4a_pairs(tmp_path / "in")
+    monkeypatch.setenv("PATH", fake_ffmpeg(tmp_path / "bin", "echo 'moov atom not found' >&2; exit 1"))
+    with pytest.raises(UserError, match=r"(?s)3 recordings cannot be used:.*a0\.m4a: ffmpeg cannot read it: moov atom"):
+        make_manifests(source, tmp_path / "train.json")
+    assert not (tmp_path / "train.json").exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"a0\.m4a and 2 more: reading \.m4a needs ffmpeg, which was not found"):
+        make_manifests(source, tmp_path / "train.json")
+
+
+def test_what_was_made_by_ffmpeg_is_not_made_again(tmp_path, monkeypatch):
+    source = write_m4a_pairs(tmp_path / "in")
+    script = f'echo x >> {tmp_path}/calls; for last; do :; done; cp "$6" "$last"'
+    monkeypatch.setenv("PATH", fake_ffmpeg(tmp_path / "bin", script))
+    for _ in range(2):
+        make_manifests(source, tmp_path / "train.json")
+    assert (tmp_path / "calls").read_text() == "x\n" * 3
+
+
+def test_only_a_manifest_of_ours_is_written_over(tmp_path):
+    source = write_source(tmp_path / "source", "pairs")
+    config = tmp_path / "config.yaml"
+    config.write_text("run: {}\n")
+    with pytest.raises(UserError, match=r"--out: .*config\.yaml exists and is not a manifest that ds-higgs wrote"):
+        make_manifests(source, config)
+    for name in ("train.json", "train.jsonl"):
+        out = tmp_path / name
+        for seed in (0, 1):
+            make_manifests(source, out, seed=seed, share=0.25)
+        corrected = out.read_text().replace("Sentence 0", "Sentence zero")
+        out.write_text(corrected)
+        with pytest.raises(UserError, match="or was changed since"):
+            make_manifests(source, out, share=0.25)
+        assert out.read_text() == corrected
+        make_manifests(source, out, share=0.25, force=True)
+        make_manifests(source, out, share=0.25)
+        (tmp_path / f"train-val{out.suffix}").write_text("mine")
+        with pytest.raises(UserError, match=r"--val-out: .*train-val"):
+            make_manifests(source, out, share=0.25)
+        make_manifests(source, out)
+
+
+def test_paths_are_relative_wherever_the_manifest_lies(tmp_path):
+    (tmp_path / "data").mkdir()
+    source = write_source(tmp_path / "data" / "raw", "table")
+    (made,) = make_manifests(source, tmp_path / "made" / "here" / "train.json")
+    sample = json.loads(made.path.read_text())[0]
+    assert contents(sample, "audio")[1][1] == "../../data/raw/wavs/anna_0.wav"
+    assert _path_from(Path("/home/me/run"), Path("/data/a.wav")) == "/data/a.wav"
+
+
+def test_good_references_come_first():
+    speech = [Utterance(Path(f"/{index}.wav"), str(index), f"s{index % 3}", "") for index in range(60)]
+    good = {Path(f"/{index}.wav") for index in range(0, 30, 2) if index % 3 < 2}  # none of the third speaker's
+    for utterance, reference in pick_references(speech, seed=0, good=good):
+        assert (reference.audio in good) == (utterance.speaker != "s2")
+    lone = {Path("/0.wav")}
+    picked = dict(zip(range(60), (other for _, other in pick_references(speech, seed=0, good=lone)), strict=True))
+    assert picked[3].audio == Path("/0.wav")
+    assert picked[0].audio != Path("/0.wav")
