@@ -10,9 +10,10 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 import ds_higgs.checkpoint.collective as collective
+from ds_higgs.checkpoint.deepspeed_parts import reads_through
 from ds_higgs.checkpoint.finding import verify_checkpoint
 from ds_higgs.checkpoint.marker import Marker, read_marker
-from ds_higgs.checkpoint.pt_files import PtReader, reads_through
+from ds_higgs.checkpoint.pt_files import PtReader
 from ds_higgs.checkpoint.resharding import resharded_reads
 from ds_higgs.checkpoint.saving import STATE_NAME, rank_state_name
 from ds_higgs.checkpoint.trainable import check_same_trainable, engine_precision, list_trainable

@@ -1,8 +1,6 @@
 """Reads DeepSpeed's `.pt` files, which are pickles, without letting them run code: tensors and a few named classes."""
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +53,3 @@ class PtReader(TorchCheckpointEngine):
 
     def load(self, path: str, map_location: object = None) -> dict[str, Any]:
         return read_pt(Path(path))
-
-
-@contextmanager
-def reads_through(engine: Any, reader: PtReader) -> Iterator[None]:
-    """Let a DeepSpeed engine load every file with `reader`."""
-    usual, engine.checkpoint_engine = engine.checkpoint_engine, reader
-    try:
-        yield
-    finally:
-        engine.checkpoint_engine = usual

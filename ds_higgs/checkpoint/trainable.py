@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ds_higgs.checkpoint.deepspeed_parts import zero_param_shapes
 from ds_higgs.errors import UserError
 
 NamedShapes = Sequence[tuple[str, Sequence[int]]]
@@ -13,8 +14,7 @@ def list_trainable(engine) -> list[tuple[str, list[int]]]:
     ZeRO's shards are flat and carry no names: their content means something only together with this order.
     """
     if engine.zero_optimization():
-        groups = engine._get_zero_param_shapes()
-        return [(name, list(shape)) for group in groups for name, shape in group.items()]
+        return zero_param_shapes(engine)
     return [(name, list(p.shape)) for name, p in engine.module.named_parameters() if p.requires_grad]
 
 

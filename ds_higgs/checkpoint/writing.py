@@ -11,6 +11,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from torch.serialization import get_crc32_options, set_crc32_options
 
+from ds_higgs.checkpoint.deepspeed_parts import writes_through
 from ds_higgs.checkpoint.marker import FileRecord
 
 _SYNC_BYTES = 64 << 20
@@ -132,15 +133,10 @@ def _without_checksums_in_the_archive() -> Iterator[None]:
 
 @contextmanager
 def recorded_writes(engine) -> Iterator[RecordingWriter]:
-    """Let a DeepSpeed engine write through a RecordingWriter, and leave its recovery scripts out of the folder."""
-    writer, usual_writer = RecordingWriter(), engine.checkpoint_engine
-    engine.checkpoint_engine = writer
-    engine._copy_recovery_script = lambda save_path: None  # `python -m deepspeed.utils.zero_to_fp32` does the same
-    try:
+    """Let a DeepSpeed engine write through a RecordingWriter."""
+    writer = RecordingWriter()
+    with writes_through(engine, writer):
         yield writer
-    finally:
-        engine.checkpoint_engine = usual_writer
-        del engine._copy_recovery_script
 
 
 def describe_os_error(error: OSError, path: Path) -> str:

@@ -12,8 +12,6 @@ from ds_higgs.data.problems import Problem
 from ds_higgs.errors import UserError
 
 READ_SIZE = 1 << 20
-MAX_ENTRY_CHARACTERS = 1 << 28  # a longer single sample is a missing bracket, not a sample
-LONGEST_LITERAL = 16  # a number, true, \\uXXXX: what can stand half at the window's end
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -39,7 +37,7 @@ def sample_id(manifest: Path, number: int) -> str:
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a manifest without ever holding more than one of them.
+    """Yield the entries of a manifest; of JSON lines, only one is ever held.
 
     A broken line of JSON lines is an entry with `error` set; what follows it is still read.
 
@@ -107,57 +105,51 @@ def _parse_line(number: int, start: int, end: int, line: bytes) -> Entry:
 
 
 def _read_array(path: Path) -> Iterator[Entry]:
-    with open(path, "rb") as file:
-        text = _TextWindow(path, file)
-        text.expect("[")
-        number = 0
+    text = _ArrayText(path)
+    text.expect("[")
+    number = 0
+    while number > 0 or text.peek() != "]":
+        text.peek()
+        start = text.byte_position()
+        data = text.parse_value()
+        yield Entry(number, start, text.byte_position(), data)
+        number += 1
         if text.peek() == "]":
-            text.expect("]")
-        else:
-            while True:
-                start = text.byte_position()
-                data = text.parse_value()
-                yield Entry(number, start, text.byte_position(), data)
-                number += 1
-                if text.peek() == "]":
-                    text.expect("]")
-                    break
-                text.expect(",")
-                text.peek()
-        if text.peek() != "":
-            text.fail("text after the closing bracket of the array")
+            break
+        text.expect(",")
+    text.expect("]")
+    if text.peek() != "":
+        text.fail("text after the closing bracket of the array")
 
 
-class _TextWindow:
-    """A window of decoded text over a file, moved along as JSON values are taken from it."""
+class _ArrayText:
+    """The text of a JSON array, from which values are parsed one by one; large sets are better kept as JSON lines."""
 
-    def __init__(self, path: Path, file: BinaryIO):
+    def __init__(self, path: Path):
         self.path = path
-        self._file = file
-        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        with open(path, "rb") as file:
+            self._bytes_counted = _skip_byte_order_mark(file)
+            content = file.read()
+        try:
+            self._text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise UserError(f"{path}, line {line}: not UTF-8: byte 0x{content[error.start]:02x}") from None
         self._json = json.JSONDecoder(parse_constant=lambda _: None)
-        self._text = ""
-        self._position = 0
-        self._counted = 0  # the window's text before this place is in the two counts below
-        self._bytes_before = _skip_byte_order_mark(file)
-        self._lines_before = 0
-        self._columns_before = 0  # of the line in which the window begins
-        self._at_end = False
-        self._read_more()
+        self._position = self._counted = 0
 
     def byte_position(self) -> int:
-        self._count()
-        return self._bytes_before
+        """Of the current position in the file."""
+        self._bytes_counted += len(self._text[self._counted : self._position].encode("utf-8"))
+        self._counted = self._position
+        return self._bytes_counted
 
     def peek(self) -> str:
         """Skip white space; the next character, or "" at the end of the file."""
-        while True:
-            match = WHITE_SPACE.match(self._text, self._position)
-            assert match is not None
-            self._position = match.end()
-            if self._position < len(self._text) or self._at_end:
-                return self._text[self._position : self._position + 1]
-            self._read_more()
+        match = WHITE_SPACE.match(self._text, self._position)
+        assert match is not None
+        self._position = match.end()
+        return self._text[self._position : self._position + 1]
 
     def expect(self, character: str) -> None:
         found = self.peek()
@@ -166,57 +158,19 @@ class _TextWindow:
         self._position += 1
 
     def parse_value(self) -> Any:
-        """Parse the value at the current position, reading as far as it needs."""
-        self.peek()
-        while True:
-            try:
-                value, end = self._json.raw_decode(self._text, self._position)
-                if end < len(self._text) or self._at_end:
-                    self._position = end
-                    return value
-            except json.JSONDecodeError as error:
-                if self._at_end or not self._could_be_cut_off(error):
-                    self._position = error.pos
-                    self.fail(error.msg)
-            except (RecursionError, ValueError) as error:
-                self.fail(str(error))
-            self._read_more(len(self._text) - self._position)
+        try:
+            value, self._position = self._json.raw_decode(self._text, self._position)
+        except json.JSONDecodeError as error:
+            self._position = error.pos
+            self.fail(error.msg)
+        except (RecursionError, ValueError) as error:
+            self.fail(str(error))
+        return value
 
     def fail(self, reason: str) -> NoReturn:
-        self._count()
-        line, column = self._lines_before + 1, self._column() + 1
+        line = self._text.count("\n", 0, self._position) + 1
+        column = self._position - self._text.rfind("\n", 0, self._position)
         raise UserError(f"{self.path}, line {line}, column {column}: malformed JSON: {reason}")
-
-    def _could_be_cut_off(self, error: json.JSONDecodeError) -> bool:
-        """Whether the error may come from the window's end and not from the file."""
-        if len(self._text) - self._position > MAX_ENTRY_CHARACTERS:
-            return False
-        return error.msg.startswith("Unterminated string") or len(self._text) - error.pos < LONGEST_LITERAL
-
-    def _count(self) -> None:
-        consumed = self._text[self._counted : self._position]
-        self._bytes_before += len(consumed.encode("utf-8"))
-        self._lines_before += consumed.count("\n")
-        self._counted = self._position
-
-    def _column(self) -> int:
-        newline = self._text.rfind("\n", 0, self._position)
-        return self._position - newline - 1 if newline >= 0 else self._columns_before + self._position
-
-    def _read_more(self, at_least: int = 0) -> None:
-        """Drop the text before the position and append the next block of the file."""
-        self._count()
-        self._columns_before = self._column()
-        rest = self._text[self._position :]
-        self._position = self._counted = 0
-        block = self._file.read(max(READ_SIZE, at_least))
-        self._at_end = not block
-        try:
-            self._text = rest + self._utf8.decode(block, final=self._at_end)
-        except UnicodeDecodeError as error:
-            good = rest + error.object[: error.start].decode("utf-8")
-            line = self._lines_before + good.count("\n") + 1
-            raise UserError(f"{self.path}, line {line}: not UTF-8: byte 0x{error.object[error.start]:02x}") from None
 
 
 def problem_at(manifest: Path, number: int, message: str, expected: str | None = None) -> Problem:

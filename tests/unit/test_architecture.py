@@ -79,6 +79,20 @@ def test_only_the_model_room_imports_bosons_model():
     assert not offenders
 
 
+def test_deepspeeds_private_parts_are_touched_in_one_file():
+    touched = {
+        f"{module}:{node.lineno}: {ast.unparse(node)}"
+        for module in house.modules()
+        if module != "ds_higgs.checkpoint.deepspeed_parts"
+        for node in ast.walk(house.tree_of(module))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and ast.unparse(node.value).split(".")[-1] in ("engine", "optimizer")
+        and ast.unparse(node.value) != "self"
+    }
+    assert not touched
+
+
 def test_no_pickle_is_loaded_that_could_run_code():
     calls = {
         f"{module}:{node.lineno}": {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}

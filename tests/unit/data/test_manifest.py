@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from ds_higgs.data import manifest as manifest_module
 from ds_higgs.data.manifest import read_entry, read_manifest
 from ds_higgs.errors import UserError
 
@@ -19,9 +18,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("read_size", [1, 7, 1 << 20])
-def test_array_yields_entries_and_their_byte_ranges(tmp_path, monkeypatch, indent, bom, read_size):
-    monkeypatch.setattr(manifest_module, "READ_SIZE", read_size)
+def test_array_yields_entries_and_their_byte_ranges(tmp_path, indent, bom):
     text = json.dumps(SAMPLES, ensure_ascii=False, indent=indent)
     path = write(tmp_path / "train.json", bom + b"  \n" + text.encode() + b"\n")
 
@@ -72,9 +69,7 @@ def test_a_broken_line_is_reported_and_the_rest_still_read(tmp_path):
         ("[" * 100_000, "line 1", "recursion"),
     ],
 )
-@pytest.mark.parametrize("read_size", [3, 1 << 20])
-def test_a_broken_array_names_line_and_column(tmp_path, monkeypatch, content, place, reason, read_size):
-    monkeypatch.setattr(manifest_module, "READ_SIZE", read_size)
+def test_a_broken_array_names_line_and_column(tmp_path, content, place, reason):
     path = write(tmp_path / "train.json", content)
     with pytest.raises(UserError, match=f"train.json, {place}.*{reason}"):
         list(read_manifest(path))
@@ -96,21 +91,3 @@ def test_a_missing_manifest_and_a_folder_are_errors(tmp_path):
 def test_nan_as_pandas_writes_it_is_null(tmp_path):
     path = write(tmp_path / "train.json", '[{"speaker": NaN}]')
     assert next(iter(read_manifest(path))).data == {"speaker": None}
-
-
-def test_an_array_is_not_held_in_memory(tmp_path, monkeypatch):
-    """The window over the file stays near one sample plus one block."""
-    monkeypatch.setattr(manifest_module, "READ_SIZE", 1000)
-    path = write(tmp_path / "train.json", json.dumps(SAMPLES * 200))
-    longest = 0
-    window_class = manifest_module._TextWindow
-
-    class Spy(window_class):
-        def _read_more(self, at_least=0):
-            nonlocal longest
-            super()._read_more(at_least)
-            longest = max(longest, len(self._text))
-
-    monkeypatch.setattr(manifest_module, "_TextWindow", Spy)
-    assert sum(1 for _ in read_manifest(path)) == 1400
-    assert longest < 2500
