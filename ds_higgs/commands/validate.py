@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +16,8 @@ from ds_higgs import setup
 from ds_higgs.config import Config
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.problems import Problem
+from ds_higgs.data.review.kinds import KINDS, DataWarning
+from ds_higgs.data.review.reviewing import review
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics
 from ds_higgs.errors import UserError
@@ -27,15 +31,20 @@ from ds_higgs.training.zero import build_deepspeed_config
 
 Result = TypeVar("Result")
 MAX_SPEAKERS = 10
+MAX_WARNINGS = 3  # shown of a kind
 NO_SAMPLE = -1  # in place of a sample's number
 
 
 @dataclass
 class Report:
-    """What was found. `problems` would stop training; `rejected` are samples that it would leave out."""
+    """What was found. `problems` would stop training; `rejected` are samples that it would leave out.
+
+    warnings: what would not stop it and is likely a mistake.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     rejected: list[Problem] = field(default_factory=list)
+    warnings: list[DataWarning] = field(default_factory=list)
     statistics: dict[str, ManifestStatistics] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -43,6 +52,7 @@ class Report:
             "ok": not self.problems,
             "problems": [_problem_as_json(problem) for problem in self.problems],
             "rejected": [_problem_as_json(problem) for problem in self.rejected],
+            "warnings": [asdict(warning) for warning in self.warnings],
             "manifests": {name: asdict(statistics) for name, statistics in self.statistics.items()},
         }
 
@@ -90,9 +100,13 @@ def collect_report(config: Config) -> Report:
         return report
     num_codebooks = rules.layout.num_codebooks
     attempt("loss", lambda: normalised_codebook_weights(config.loss.codebook_weights, num_codebooks))
-    for manifest in (config.data.train_manifest, config.data.val_manifest):
-        if manifest is not None and cache_dir is not None:
-            attempt(str(manifest), _manifest_check(config, manifest, rules, report))
+    if cache_dir is None:
+        return report
+    preparations = [
+        None if manifest is None else attempt(str(manifest), partial(_check_manifest, config, manifest, rules, report))
+        for manifest in (config.data.train_manifest, config.data.val_manifest)
+    ]
+    report.warnings = review(preparations[0], preparations[1], rules.layout).warnings
     return report
 
 
@@ -104,6 +118,8 @@ def print_report(report: Report) -> None:
     for title, problems in (("Problems", report.problems), ("Left out (on_bad_sample: skip)", report.rejected)):
         if problems:
             console.print(_problems_table(title, problems))
+    if report.warnings:
+        _print_warnings(console, report.warnings)
     if not report.problems:
         console.print("Nothing would stop training.")
 
@@ -117,18 +133,16 @@ def _usable_code_cache(config: Config) -> Path:
     return setup.code_cache_dir(config.data)
 
 
-def _manifest_check(config: Config, manifest: Path, rules: SampleRules, report: Report) -> Callable[[], None]:
-    def check() -> None:
-        preparation = Preparation(manifest, rules=rules, cache_dir=setup.code_cache_dir(config.data))
-        preparation.analyse()
-        preparation.encode()
-        statistics = preparation.statistics()
-        report.statistics[str(manifest)] = statistics
-        stops = config.data.on_bad_sample == "error" or statistics.num_samples == 0
-        (report.problems if stops else report.rejected).extend(sorted(preparation.problems))
-        preparation.check_audio_to_learn()
-
-    return check
+def _check_manifest(config: Config, manifest: Path, rules: SampleRules, report: Report) -> Preparation:
+    preparation = Preparation(manifest, rules=rules, cache_dir=setup.code_cache_dir(config.data))
+    preparation.analyse()
+    preparation.encode()
+    statistics = preparation.statistics()
+    report.statistics[str(manifest)] = statistics
+    stops = config.data.on_bad_sample == "error" or statistics.num_samples == 0
+    (report.problems if stops else report.rejected).extend(sorted(preparation.problems))
+    preparation.check_audio_to_learn()
+    return preparation
 
 
 def _statistics_table(name: str, statistics: ManifestStatistics) -> Table:
@@ -157,6 +171,16 @@ def _problems_table(title: str, problems: list[Problem]) -> Table:
     for problem in problems:
         _add_row(table, problem.sample, problem.message, problem.expected or "")
     return table
+
+
+def _print_warnings(console: Console, warnings: list[DataWarning]) -> None:
+    """Kind by kind, the gravest first, the first samples of each."""
+    console.print(Text(f"Warnings: {len(warnings)} (`ds-higgs inspect` shows them all)"))
+    for name, found in groupby(warnings, key=lambda warning: warning.kind):
+        listed = list(found)
+        console.print(Text(f"- {KINDS[name].title} ({len(listed)}): {KINDS[name].advice}"))
+        for warning in listed[:MAX_WARNINGS]:
+            console.print(Text(f"    {warning}"))
 
 
 def _add_row(table: Table, *cells: str) -> None:

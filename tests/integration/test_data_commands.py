@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from ds_higgs.cli.main import run
+from ds_higgs.data.review.kinds import KINDS
 from ds_higgs.errors import UserError
+from tests.support.planted_faults import EXPECTED, write_planted
 
 
 @pytest.fixture
@@ -70,6 +72,7 @@ def test_validate_reports_a_sound_manifest(flags, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["ok"]
     assert report["problems"] == report["rejected"] == []
+    assert report["warnings"] == []
     train, _ = report["manifests"].values()
     assert train["num_samples"] == 24
     assert train["speakers"] == {f"speaker_00{number}": 6 for number in (1, 2, 3, 4)}
@@ -93,6 +96,19 @@ def test_validate_lists_every_problem_with_its_place(flags, broken, tiny_base, c
     report = json.loads(capsys.readouterr().out)
     assert report["ok"]
     assert len(report["rejected"]) == 2
+
+
+def test_validate_names_every_planted_fault(flags, example_dir, tmp_path, capsys):
+    train, val = write_planted(tmp_path / "planted", example_dir)
+    run(["validate", *flags, f"--train_manifest={train}", f"--val_manifest={val}", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    found = {(warning["sample"], warning["kind"]) for warning in report["warnings"]}
+    assert set(EXPECTED.items()) <= found
+    assert {sample for sample, _ in found} == set(EXPECTED)
+    run(["validate", *flags, f"--train_manifest={train}", f"--val_manifest={val}"])
+    shown = capsys.readouterr().out
+    assert all(KINDS[kind].title in shown for kind in EXPECTED.values())
 
 
 def test_validate_goes_on_after_a_manifest_that_is_no_json(flags, tmp_path, capsys):

@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_higgs.data.sources.good_references import find_good_references
 from ds_higgs.data.sources.ownership import sign, unsigned
 from ds_higgs.data.sources.splitting import pick_references
 from ds_higgs.data.sources.utterance import Utterance
@@ -32,12 +33,10 @@ class Made:
         return len(self.speakers)
 
 
-def write_manifest(
-    path: Path, utterances: Sequence[Utterance], *, seed: int, system: str, good_references: Collection[Path] = ()
-) -> Made:
+def write_manifest(path: Path, utterances: Sequence[Utterance], *, seed: int, system: str) -> Made:
     """Write the utterances as ChatML samples, one JSON line each (.jsonl) or as one array; audio relative to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picked = pick_references(utterances, seed=seed, good=good_references)
+    picked = pick_references(utterances, seed=seed, good=find_good_references(utterances, seed=seed))
     samples = [_sample(utterance, other, path.parent.resolve(), system) for utterance, other in picked]
     samples[0] |= unsigned()
     if path.suffix == ".jsonl":

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -18,7 +19,7 @@ from ds_higgs.data.sources.writing import _path_from
 from ds_higgs.errors import UserError
 from tests.support import launching
 
-from .audio_files import write_tone
+from .audio_files import tone, write_tone
 
 SPEAKERS = ("anna", "omar")
 PER_SPEAKER = 4
@@ -464,3 +465,22 @@ def test_good_references_come_first():
     picked = dict(zip(range(60), (other for _, other in pick_references(speech, seed=0, good=lone)), strict=True))
     assert picked[3].audio == Path("/0.wav")
     assert picked[0].audio != Path("/0.wav")
+
+
+def test_references_are_three_to_ten_seconds_and_clean(tmp_path):
+    """Of a short, a long, a clipped, a noisy and two good recordings."""
+    rng = np.random.default_rng(0)
+    for name, seconds in {"short": 1, "long": 12, "clipped": 5, "noisy": 5, "good": 4, "fine": 9}.items():
+        samples = tone(seconds, pitch=150 + 10 * len(name), seed=seconds)
+        samples[: len(samples) // 4] *= 0.001
+        if name == "clipped":
+            samples = np.clip(samples, -0.2, 0.2)
+        if name == "noisy":
+            samples = samples + rng.normal(scale=0.1, size=len(samples)).astype(np.float32)
+        soundfile.write(tmp_path / f"{name}.wav", samples, 24_000)
+        (tmp_path / f"{name}.txt").write_text(f"Text of {name}.")
+    (made,) = make_manifests(tmp_path, tmp_path / "train.json")
+    pairs = {contents(one, "audio")[1][1]: contents(one, "audio")[0][1] for one in json.loads(made.path.read_text())}
+    assert pairs["good.wav"] == "fine.wav"
+    assert pairs["fine.wav"] == "good.wav"
+    assert set(pairs.values()) == {"good.wav", "fine.wav"}

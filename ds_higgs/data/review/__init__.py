@@ -1,0 +1,1 @@
+"""What is no mistake for certain, but likely one: warnings about a manifest's texts, sound and samples together."""
