@@ -1,10 +1,11 @@
-"""The commands of before the training: download, manifest, validate, prepare."""
+"""The commands of before the training: download, init, manifest, validate, prepare."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from ds_higgs.cli.arguments import count, device, seed, share
+from ds_higgs.commands.recipes.goals import CARDS, GOALS
 from ds_higgs.config import Config
 from ds_higgs.data.sources.opening import FORMS
 from ds_higgs.errors import UserError
@@ -21,6 +22,15 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     download.add_argument("--base", default=RELEASED_REPOSITORY, help=f"hub id ({RELEASED_REPOSITORY})")
     download.add_argument("--revision", help="of the base (the pinned one of the released base, else the newest)")
     download.add_argument("--codec", help=f"hub id (the base's own where it has one, else {HIGGS_TOKENIZER})")
+
+    init = add_command("init", _init, "write a commented configuration for recordings or a manifest, and this machine")
+    init.add_argument("source", type=Path, help="a manifest, or what `ds-higgs manifest` reads: it is then made too")
+    init.add_argument("-o", "--out", type=Path, required=True, help="YAML to write; manifests come beside it")
+    init.add_argument("--goal", choices=list(GOALS), default="voice", help="what the training is for (voice)")
+    init.add_argument("--base", default=RELEASED_REPOSITORY, help=f"folder or hub id ({RELEASED_REPOSITORY})")
+    init.add_argument("--card", choices=list(CARDS), help="what it is trained on (this machine)")
+    init.add_argument("--val-manifest", type=Path, help="for validation, where SOURCE is a manifest")
+    init.add_argument("--split", type=share, default=0.05, help="share of recordings to hold out (0.05)")
 
     manifest = add_command("manifest", _manifest, "make a manifest from recordings and their texts")
     manifest.add_argument(
@@ -59,6 +69,15 @@ def _download(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         check_folder_writable(arguments.out, "--out")
     for line in download_all(arguments.base, revision=arguments.revision, codec=arguments.codec, out=arguments.out):
+        print(line)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from ds_higgs.commands.init import InitOptions, make_config
+
+    check_file_writable(arguments.out, "--out")
+    options = InitOptions(arguments.goal, arguments.base, arguments.card, arguments.val_manifest, share=arguments.split)
+    for line in make_config(arguments.source, arguments.out, options):
         print(line)
 
 

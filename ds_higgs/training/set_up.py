@@ -9,7 +9,7 @@ from deepspeed import DeepSpeedEngine
 
 from ds_higgs import setup
 from ds_higgs.checkpoint import find_checkpoint
-from ds_higgs.config import Config
+from ds_higgs.config import Config, OptimConfig
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.job import distributed
@@ -30,6 +30,8 @@ from ds_higgs.training.trainer import Trainer
 from ds_higgs.training.validation import build_loss_weights
 from ds_higgs.training.zero import build_deepspeed_config
 
+HIGH_LEARNING_RATE = 2e-4
+
 
 def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer:
     """Build everything a run needs, and take its folder over.
@@ -41,6 +43,7 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
     torch.use_deterministic_algorithms(config.run.deterministic)
     deepspeed_config = build_deepspeed_config(config)
     check_trackers(deepspeed_config)
+    warn_of_hasty_start(config.optim)
     setup.check_run_folder(config)
     setup.check_code_cache(config.data)
     settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
@@ -66,6 +69,16 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
     stop_requests.stop_here()
     _take_over_folder(trainer, checkpoint, deepspeed_config, material.datasets)
     return trainer
+
+
+def warn_of_hasty_start(optim: OptimConfig) -> None:
+    """Say so where a high learning rate comes at once: LoRA's first steps are then the largest."""
+    if optim.learning_rate >= HIGH_LEARNING_RATE and optim.warmup_steps == 0:
+        distributed.logger.warning(
+            "optim.learning_rate is %g and there is no warm-up: it often ends in noise or one voice for all; "
+            "5e-5 to 1e-4 with optim.warmup_steps of 3 %% of the run is a safer start",
+            optim.learning_rate,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""`init`: what it finds in data and machine, what it writes, and that it never overwrites."""
+
+import shutil
+
+import pytest
+import soundfile
+import yaml
+
+from ds_higgs.cli.main import run
+from ds_higgs.commands.init import InitOptions, make_config
+from ds_higgs.commands.init_facts import look_at
+from ds_higgs.commands.recipes.goals import CARDS, GOALS, find_card
+from ds_higgs.config import OptimConfig
+from ds_higgs.config.file import load_config
+from ds_higgs.errors import UserError
+from ds_higgs.training.set_up import warn_of_hasty_start
+
+
+@pytest.fixture
+def recordings(example_dir, tmp_path):
+    """A folder of wav + txt, by speaker."""
+    folder = tmp_path / "recordings"
+    for path in sorted((example_dir / "audio").glob("speaker_00[12]_0*.flac")):
+        place = folder / path.stem[:11]
+        place.mkdir(parents=True, exist_ok=True)
+        samples, rate = soundfile.read(path)
+        soundfile.write(place / f"{path.stem}.wav", samples, rate)
+        (place / f"{path.stem}.txt").write_text("صباح الخير" if "001" in path.stem else "Good morning")
+    return folder
+
+
+def test_recordings_become_manifests_and_a_configuration(recordings, tiny_base, tmp_path, capsys):
+    out = tmp_path / "job" / "config.yaml"
+    run(["init", str(recordings), "-o", str(out), "--base", str(tiny_base), "--split", "0.2", "--card", "24gb"])
+    told = capsys.readouterr().out
+    assert "2 speakers" in told
+    assert "Arabic" in told
+    assert "Latin" in told
+    config = load_config(out, {})
+    assert config.data.train_manifest == tmp_path / "job" / "train.json"
+    assert config.data.val_manifest.is_file()
+    assert config.optim.learning_rate == GOALS["voice"].learning_rate
+    assert (config.optim.warmup_steps, config.data.batch_size) == (1, 1)
+    text = out.read_text()
+    assert text.startswith("# yaml-language-server: $schema=/")
+    assert "2 speakers: the goal `voice` is meant for 10 to 60 minutes of one person" in text
+    with pytest.raises(UserError, match="exists already, and is left as it is"):
+        run(["init", str(recordings), "-o", str(out)])
+    assert out.read_text() == text
+
+
+def test_a_manifest_is_taken_as_it_is(example_dir, tmp_path):
+    options = InitOptions("language", "BASE", "8xh200", example_dir / "val.json")
+    lines = list(make_config(example_dir / "train.json", tmp_path / "config.yaml", options))
+    assert "deepspeed --num_gpus 8" in lines[-1]
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert values["data"]["train_manifest"] == str(example_dir / "train.json")
+    assert values["lora"]["rank"] == 64
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_facts_are_those_of_the_targets(example_dir, tmp_path):
+    facts = look_at(example_dir / "train.json")
+    assert (facts.num_samples, facts.speakers) == (24, 4)
+    assert set(facts.scripts) == {"Arabic", "Latin"}
+    assert sum(facts.scripts.values()) == pytest.approx(1)
+    assert len(facts.seconds) == 24
+    lengths = [soundfile.info(path).duration for path in (example_dir / "audio").glob("*.flac")]
+    assert min(lengths) <= facts.mean_seconds <= max(facts.seconds) <= max(lengths)
+    shutil.copy(example_dir / "train.json", tmp_path)
+    with pytest.raises(UserError, match="file not found"):
+        look_at(tmp_path / "train.json")
+
+
+@pytest.mark.parametrize(
+    ("gib", "num_gpus", "like"), [(15.8, 1, "16gb"), (23.6, 1, "24gb"), (79.2, 2, "80gb"), (139.8, 8, "8xh200")]
+)
+def test_the_card_is_that_of_the_machine(gib, num_gpus, like):
+    card = find_card(gib, num_gpus)
+    assert (card.batch_size, card.quantization) == (CARDS[like].batch_size, CARDS[like].quantization)
+    assert card.num_gpus == num_gpus
+
+
+def test_without_a_gpu_it_is_for_trying_things_out():
+    assert (find_card(0, 0).gib, find_card(0, 0).quantization) == (0, None)
+
+
+@pytest.mark.parametrize(("rate", "steps", "warned"), [(2e-4, 0, True), (2e-4, 10, False), (1e-4, 0, False)])
+def test_a_hasty_start_is_warned_of(rate, steps, warned, caplog):
+    warn_of_hasty_start(OptimConfig(learning_rate=rate, warmup_steps=steps))
+    assert ("there is no warm-up" in caplog.text) == warned
