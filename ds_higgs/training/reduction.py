@@ -13,8 +13,8 @@ def reduce_once(engine: DeepSpeedEngine) -> Iterator["LocalGradients"]:
     """Keep gradients on this rank while open; on leaving, reduce them over the ranks in one pass.
 
     One reduction per optimizer step is right at every stage, with overlap and offload, and ranks may differ in which
-    parameters got a gradient. DeepSpeed's `managed_gradient_accumulation: false` is no shorter way there: at stages 2 and 3
-    it still reduces in every backward pass, in the order in which hooks fire, and it refuses to be asked for one pass.
+    parameters got a gradient. DeepSpeed's `managed_gradient_accumulation: false` is no shorter way there: at stages 2
+    and 3 it still reduces in every backward pass, in the order in which hooks fire, and it refuses to coalesce.
     """
     gradients = LocalGradients([parameter for parameter in engine.module.parameters() if parameter.requires_grad])
     with _unreduced(engine):
