@@ -175,7 +175,9 @@ def _move_to_device(module: torch.nn.Module) -> None:
 
 def _build_step(setting: Setting, peft_model, batch: Batch, mode: SimulatedCuda) -> tuple[Callable, int]:
     """A function that gives the loss, and the estimate of what the step needs beyond its weights."""
-    inputs = ModelInputs(**{name: mode.to_device(tensor) for name, tensor in batch.model_inputs.items()})
+    expanded = batch.model_inputs.expanded.each(mode.to_device)
+    tensors = {name: mode.to_device(tensor) for name, tensor in batch.model_inputs.items()}
+    inputs = ModelInputs(expanded=expanded, **tensors)
     module = StepModule(peft_model)
     with mode.real():
         targets = build_targets(batch, placeholder_ids=module.placeholder_ids)

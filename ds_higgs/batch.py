@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ds_higgs.layout import ExpandedSequence
+
 IGNORE_INDEX = -100
 
 # The label-free tensor arguments of HiggsAudioModel.forward (boson_multimodal 0.1.1).
@@ -32,13 +34,16 @@ class ModelInputs(Mapping[str, torch.Tensor]):
 
     Arguments whose value is None are left out.
 
+    expanded: the sequence with its placeholders expanded, for a forward that need not do it; no argument of it.
+
     Raises:
         TypeError: for any name that is not in MODEL_INPUT_NAMES (labels above all).
     """
 
-    __slots__ = ("_tensors",)
+    __slots__ = ("_tensors", "expanded")
 
-    def __init__(self, **tensors: torch.Tensor | None):
+    def __init__(self, *, expanded: ExpandedSequence | None = None, **tensors: torch.Tensor | None):
+        self.expanded = expanded
         forbidden = sorted(set(tensors) - set(MODEL_INPUT_NAMES))
         if forbidden:
             raise TypeError(f"not a label-free input of HiggsAudioModel.forward: {', '.join(forbidden)}")
@@ -55,13 +60,18 @@ class ModelInputs(Mapping[str, torch.Tensor]):
 
     def to(self, device: torch.device | str) -> "ModelInputs":
         """Copy to `device`, asynchronously where the source is pinned."""
-        return ModelInputs(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        return _from_arrays, (ModelInputs, _to_arrays(self))
+        expanded = self.expanded.each(torch.Tensor.numpy) if self.expanded else None
+        return _inputs_from_arrays, (expanded, _to_arrays(self))
 
     def pin_memory(self) -> "ModelInputs":
-        return ModelInputs(**{name: tensor.pin_memory() for name, tensor in self.items()})
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "ModelInputs":
+        expanded = self.expanded.each(function) if self.expanded else None
+        return ModelInputs(expanded=expanded, **{name: function(tensor) for name, tensor in self.items()})
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,11 @@ class Batch:
 
 def _to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _inputs_from_arrays(expanded: ExpandedSequence | None, arrays: Mapping[str, np.ndarray]) -> ModelInputs:
+    restored = expanded.each(torch.from_numpy, np.ndarray) if expanded else None
+    return ModelInputs(expanded=restored, **{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _from_arrays(kind: Callable[..., Any], arrays: Mapping[str, np.ndarray]) -> Any:

@@ -9,7 +9,7 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
 from ds_higgs.data.whisper import build_whisper_processor
-from ds_higgs.layout import AudioLayout, whisper_positions
+from ds_higgs.layout import AudioLayout, ExpandedSequence, expand, whisper_positions
 
 
 class BatchCollator:
@@ -48,6 +48,7 @@ class BatchCollator:
     def _model_inputs(self, collated: HiggsAudioBatchInput) -> ModelInputs:
         has_audio_in = self.layout.audio_in_tokens
         return ModelInputs(
+            expanded=self._expand(collated),
             input_ids=collated.input_ids,
             attention_mask=collated.attention_mask,
             audio_features=collated.audio_features,
@@ -57,6 +58,20 @@ class BatchCollator:
             audio_out_ids=self._codes(collated.audio_out_ids),
             audio_out_ids_start=collated.audio_out_ids_start,
             audio_out_ids_start_group_loc=collated.audio_out_ids_start_group_loc,
+        )
+
+    def _expand(self, collated: HiggsAudioBatchInput) -> ExpandedSequence | None:
+        """None where the lengths depend on the model: with Whisper features, or with reference audio left out."""
+        layout = self.layout
+        if layout.whisper or (not layout.audio_in_tokens and (collated.input_ids == layout.audio_in_token).any()):
+            return None
+        return expand(
+            collated.input_ids,
+            collated.attention_mask,
+            audio_in_lengths=_segment_lengths(collated.audio_in_ids_start, collated.audio_in_ids),
+            audio_out_lengths=_segment_lengths(collated.audio_out_ids_start, collated.audio_out_ids),
+            placeholder_ids=(layout.audio_in_token, layout.audio_out_token),
+            pad_id=layout.pad_token,
         )
 
     def _codes(self, codes: torch.Tensor) -> torch.Tensor:
@@ -75,6 +90,11 @@ class BatchCollator:
         if self.layout.whisper:
             tokens += int(whisper_positions(collated.audio_feature_attention_mask.sum(-1)).sum())
         return tokens
+
+
+def _segment_lengths(starts: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Frames of every segment of [codebooks, frames] codes."""
+    return torch.diff(starts, append=starts.new_tensor([codes.shape[-1]])) if starts.numel() else starts
 
 
 def mask_all_labels(batch: Batch) -> Batch:

@@ -61,7 +61,7 @@ def collate_prompt(prompt: Prompt, collator: BatchCollator) -> ModelInputs:
     length = len(prompt.sample.input_ids)
     for name in ("input_ids", "attention_mask"):
         inputs[name] = inputs[name][:, :length]
-    return ModelInputs(**inputs)
+    return ModelInputs(expanded=None, **inputs)
 
 
 def choose_prompts(dataset: HiggsDataset, collator: BatchCollator, *, count: int | None) -> list[FixedPrompt]:

@@ -11,7 +11,7 @@ and the kernels without a mask can be used.
 import functools
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
@@ -20,27 +20,20 @@ from boson_multimodal.model.higgs_audio.modeling_higgs_audio import HiggsAudioDu
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaFlashAttention2, LlamaMLP
 
+from ds_higgs.layout import RowOrder, order_rows
 from ds_higgs.model.activation_checkpointing import is_checkpointed
+from ds_higgs.model.expanded_forward import expanded_sequence
 from ds_higgs.model.grouped_lora import project
 from ds_higgs.model.layer_kernels import LayerKernels, torch_kernels
 
 
 @dataclass(frozen=True)
-class PackedRows:
-    """Where the rows of a batch come from and belong, for every layer of one forward.
+class PackedRows(RowOrder):
+    """The order of a batch's rows, for every layer of one forward.
 
-    num_text, num_audio: sizes of the two blocks; rows = num_text + num_audio.
-    source: [rows] int64, indices into the flattened [batch * seq] hidden states; text first, each block in order.
-    grid_slot: [rows] int64, indices into the flattened right-padded grid [batch * grid_length].
     rope: cosine and sine, [rows, head_dim] each, in the dtype of the hidden states.
     """
 
-    num_text: int
-    num_audio: int
-    batch_size: int
-    grid_length: int
-    source: torch.Tensor
-    grid_slot: torch.Tensor
     rope: tuple[torch.Tensor, torch.Tensor]
 
     def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,38 +112,17 @@ def can_pack_rows(model: HiggsAudioModel) -> bool:
 
 
 def pack_rows(
+    model: HiggsAudioModel,
     hidden_states: torch.Tensor,
     padding_mask: torch.Tensor,
     audio_mask: torch.Tensor,
     position_ids: torch.Tensor,
-    rotary_embedding: nn.Module,
 ) -> PackedRows:
-    """Sort a batch's positions; waits for the device once.
-
-    Args:
-        hidden_states: [batch, seq, hidden]; only its dtype and device count.
-        padding_mask: [batch, seq], non-zero where there is a token or frame.
-        audio_mask: [batch, seq] bool, True where there is a frame.
-        position_ids: [batch, seq] int64, from 0 in every sample.
-    """
-    batch_size, seq_length = padding_mask.shape
-    real = padding_mask.bool()
-    kind = torch.where(real, audio_mask.long(), 2).flatten()  # 0 text, 1 audio, 2 padding
-    order = kind.argsort(stable=True)
-    sizes = torch.stack([(real & ~audio_mask).sum(), (real & audio_mask).sum(), real.sum(dim=1).max()])
-    num_text, num_audio, grid_length = sizes.tolist()
-    source = order[: num_text + num_audio]
-    positions = position_ids.flatten().index_select(0, source)
-    cos, sin = rotary_embedding(hidden_states, positions.unsqueeze(0))
-    return PackedRows(
-        num_text=num_text,
-        num_audio=num_audio,
-        batch_size=batch_size,
-        grid_length=grid_length,
-        source=source,
-        grid_slot=source // seq_length * grid_length + positions,
-        rope=(cos.squeeze(0), sin.squeeze(0)),
-    )
+    """The order of a batch's rows, from the collator where it made one, and their rotary embedding."""
+    order = expanded_sequence(model) or order_rows(padding_mask, audio_mask, position_ids)
+    cos, sin = model.rotary_emb(hidden_states, order.positions.unsqueeze(0))
+    values = {field.name: getattr(order, field.name) for field in fields(RowOrder)}
+    return PackedRows(**values, rope=(cos.squeeze(0), sin.squeeze(0)))
 
 
 def _keep_padding_mask(
@@ -174,8 +146,7 @@ def _forward_core(model: HiggsAudioModel, hidden_states: torch.Tensor, causal_ma
         )
         return HiggsAudioModel._forward_core(model, hidden_states=hidden_states, causal_mask=causal_mask, **kwargs)
 
-    audio_mask, position_ids = kwargs["audio_discrete_codes_mask"], kwargs["position_ids"]
-    rows = pack_rows(hidden_states, causal_mask, audio_mask, position_ids, model.rotary_emb)
+    rows = pack_rows(model, hidden_states, causal_mask, kwargs["audio_discrete_codes_mask"], kwargs["position_ids"])
     flat = hidden_states.flatten(0, 1)
     packed = flat.index_select(0, rows.source)
     for layer in model.layers:

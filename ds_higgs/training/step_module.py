@@ -8,6 +8,7 @@ from torch import nn
 
 from ds_higgs.batch import ModelInputs
 from ds_higgs.losses import Targets, audio_loss_sums, audio_source_rows, text_loss_sum, text_source_rows
+from ds_higgs.model.expanded_forward import forward_label_free
 from ds_higgs.model.heads import deferred_heads, text_head
 from ds_higgs.model.loading import HiggsAudioModel
 from ds_higgs.model.lora import unwrap
@@ -60,7 +61,7 @@ class StepModule(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The heads run only on the rows that predict a target."""
         with deferred_heads(self.higgs):
-            outputs = self.higgs(**model_inputs, use_cache=False)
+            outputs = forward_label_free(self.higgs, model_inputs)
         hidden = outputs.logits.flatten(0, 1)  # [batch * seq, hidden]
         text_rows = hidden.index_select(0, text_source_rows(targets, text_token_mask(outputs)))
         audio_rows = hidden.index_select(0, audio_source_rows(targets, outputs.audio_out_mask))
@@ -71,7 +72,7 @@ class StepModule(nn.Module):
 
     def _full_logits_sums(self, model_inputs: ModelInputs, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """The heads run everywhere, as the model comes; for comparison (`memory.supervised_text_head: false`)."""
-        outputs = self.higgs(**model_inputs, use_cache=False)
+        outputs = forward_label_free(self.higgs, model_inputs)
         text_rows = outputs.logits.flatten(0, 1).index_select(0, text_source_rows(targets, text_token_mask(outputs)))
         audio_rows = outputs.audio_logits.flatten(1).index_select(0, targets.audio_frames)
         return (

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from ds_higgs.model import packed_rows
+from ds_higgs.training import train_step
 
 BATCH_SIZE = 3
 Change = Callable[[torch.nn.Module], None]
@@ -50,6 +51,10 @@ def with_a_mask(model: torch.nn.Module) -> None:
     packed_rows._sdpa = attend
 
 
+def expanded_by_the_model(model: torch.nn.Module) -> None:
+    train_step.forward_label_free = lambda model, inputs: model(**inputs, use_cache=False)
+
+
 CHANGES: dict[str, Change | None] = {
     "whole": None,
     "another kernel": after_layers(lambda rows: rows * 2),
@@ -57,7 +62,9 @@ CHANGES: dict[str, Change | None] = {
     "a wait in the layers": after_layers(wait_for_the_device),
     "on the cpu": after_layers(compute_on_the_cpu),
     "on two devices": after_layers(lambda rows: rows + torch.ones(3072, dtype=rows.dtype)),
-    "attention with a mask": with_a_mask,  # the last: it stays
+    # These stay, and are the last.
+    "attention with a mask": with_a_mask,
+    "expanded by the model": expanded_by_the_model,
 }
 
 

@@ -11,7 +11,7 @@ from tests.support.launching import ROOT
 
 # Measured, as they are: whoever lowers one lowers it here.
 KERNELS_PER_LAYER = 137  # forward and backward, torch's own kernels, rank 16, dropout 0.05
-WAITS = 32
+WAITS = 0  # in a micro-batch
 KEPT_BYTES_PER_LAYER_AND_POSITION = 116_100
 
 
@@ -25,7 +25,7 @@ def find_problems(counts: dict) -> list[str]:
         "kept": counts["kept_bytes_per_layer_and_position"] <= KEPT_BYTES_PER_LAYER_AND_POSITION,
         "waits in layers": counts["waits_per_layer"] == 0 and not counts["backward_waits"],
         "waits": len(counts["waits"]) <= WAITS,
-        "cpu": set(counts["computed_on_cpu"]) <= {"aten.lift_fresh.default"},
+        "cpu": not counts["computed_on_cpu"],
         "attention": set(counts["attention"]) == {"flash"},
     }
     return [name for name, passed in checks.items() if not passed]
@@ -75,11 +75,8 @@ def test_the_step_launches_keeps_and_waits_for_no_more_than_it_did(counted):
         ("on the cpu", "cpu"),
         ("on two devices", "error"),
         ("attention with a mask", "attention"),
+        ("expanded by the model", "waits"),
     ],
 )
 def test_a_step_that_is_broken_is_noticed(counted, broken: str, problem: str):
     assert problem in find_problems(counted[broken])
-
-
-def test_one_more_wait_is_noticed(counted):
-    assert find_problems({**counted["whole"], "waits": ["a wait"] * (WAITS + 1)}) == ["waits"]
