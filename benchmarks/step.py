@@ -34,21 +34,25 @@ from ds_higgs.training.step_module import StepModule
 
 LossFunction = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
-# Packed rows and activation checkpointing of a variant; the plain step has neither, and full logits.
+# The patches of a variant; the plain step has none, and full logits.
+STOCK: dict = {"packed_rows": False, "kernels": "plain", "grouped_lora": False, "activation_checkpointing": None}
+OURS: dict = {"packed_rows": True, "kernels": "torch", "grouped_lora": True, "activation_checkpointing": None}
 VARIANTS: dict[str, dict] = {
-    "plain": {"packed_rows": False, "activation_checkpointing": None},
-    "supervised heads": {"packed_rows": False, "activation_checkpointing": None},
-    "+ packed rows (ours)": {"packed_rows": True, "activation_checkpointing": None},
-    "+ checkpoint every 4th": {"packed_rows": True, "activation_checkpointing": 4},
-    "+ checkpoint every 3rd": {"packed_rows": True, "activation_checkpointing": 3},
-    "+ checkpoint every 2nd": {"packed_rows": True, "activation_checkpointing": 2},
-    "+ checkpoint every layer": {"packed_rows": True, "activation_checkpointing": 1},
+    "plain": STOCK,
+    "supervised heads": STOCK,
+    "+ packed rows": {**STOCK, "packed_rows": True},
+    "+ grouped LoRA": {**STOCK, "packed_rows": True, "grouped_lora": True},
+    "+ torch's kernels (ours)": OURS,
+    "+ checkpoint every 4th": {**OURS, "activation_checkpointing": 4},
+    "+ checkpoint every 3rd": {**OURS, "activation_checkpointing": 3},
+    "+ checkpoint every 2nd": {**OURS, "activation_checkpointing": 2},
+    "+ checkpoint every layer": {**OURS, "activation_checkpointing": 1},
 }
 
 
 def build_loss_function(variant: str, peft_model, batch: Batch) -> LossFunction:
     """A function that gives the loss and [1 + codebooks] losses (text, then each codebook) of `batch`."""
-    apply_patches(unwrap(peft_model), kernels="torch", **VARIANTS[variant])
+    apply_patches(unwrap(peft_model), **VARIANTS[variant])
     if variant == "plain":
         return lambda: plain_loss(peft_model, batch)
     module = StepModule(peft_model)
