@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from ds_higgs.model import packed_rows
-from ds_higgs.training import train_step
+from ds_higgs.training import step_module
 
 BATCH_SIZE = 3
 Change = Callable[[torch.nn.Module], None]
@@ -52,7 +52,7 @@ def with_a_mask(model: torch.nn.Module) -> None:
 
 
 def expanded_by_the_model(model: torch.nn.Module) -> None:
-    train_step.forward_label_free = lambda model, inputs: model(**inputs, use_cache=False)
+    step_module.forward_label_free = lambda model, inputs: model(**inputs, use_cache=False)
 
 
 CHANGES: dict[str, Change | None] = {
