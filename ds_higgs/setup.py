@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Progress
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.problems import write_rejected
+from ds_higgs.data.prompt_forms import served_form
 from ds_higgs.data.prompts import choose_prompts
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.errors import UserError
@@ -59,7 +61,13 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
         use_delay_pattern=_as_override(config.use_delay_pattern),
         encode_whisper_embed=_as_override(config.encode_whisper_embed),
         reference_turn=config.reference_turn,
+        prompt_form=config.prompt_form,
     )
+
+
+def validation_rules(rules: SampleRules) -> SampleRules:
+    """The same for what is validated on and spoken: in one form, the served one where the training mixes them."""
+    return replace(rules, prompt_form=served_form(rules.prompt_form))
 
 
 def build_dataset(

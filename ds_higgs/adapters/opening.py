@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from ds_higgs.adapters.from_checkpoint import read_adapter_weights
 from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from ds_higgs.adapters.record import LOSSES, AdapterRecord
+from ds_higgs.adapters.trained_prompt import TrainedPrompt
 from ds_higgs.checkpoint.marker import MARKER_NAME
 from ds_higgs.checkpoint.saving import STATE_NAME
 from ds_higgs.errors import UserError
@@ -50,6 +51,12 @@ class Adapter:
             UserError: where this version does not know it.
         """
         return None if self.record is None else self.record.typed_config(where=f"the configuration of {self.source}")
+
+    def prompt(self) -> TrainedPrompt | None:
+        """The form of prompt that it was trained in, where that is known."""
+        if self.record is None:
+            return TrainedPrompt.read(self.folder)
+        return TrainedPrompt.of_run(self.record.config, where=f"the configuration of {self.source}")
 
 
 @contextmanager

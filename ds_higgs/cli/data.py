@@ -48,6 +48,12 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     manifest.add_argument("--speaker", help="one speaker for all utterances, whatever the source says")
     manifest.add_argument("--system", help='text of the system message ("" for none)')
     manifest.add_argument(
+        "--prompt-form",
+        choices=("as_is", "boson"),
+        default="as_is",
+        help="how the samples ask for speech: as in examples/voice_cloning, or as servers do (as_is)",
+    )
+    manifest.add_argument(
         "--transcribe", metavar="MODEL", help="speech recogniser of transformers, for recordings without text"
     )
     manifest.add_argument("--language", metavar="NAME", help="for a multilingual Whisper model, such as arabic")
@@ -98,6 +104,7 @@ def _manifest(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         speaker=arguments.speaker,
         system=arguments.system,
+        prompt_form=arguments.prompt_form,
         recogniser=Recogniser(arguments.transcribe, arguments.language, arguments.device)
         if arguments.transcribe
         else None,

@@ -11,12 +11,17 @@ from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
     from ds_higgs.commands.generate import SpeechOptions
-    from ds_higgs.data.rules import ReferenceTurn
+    from ds_higgs.data.prompt_forms import PromptForm, ReferenceTurn
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
-# --reference-turn, and the data.reference_turn by which a manifest is then read.
-MANIFEST_TURNS: dict[str, "ReferenceTurn"] = {"user": "as_is", "assistant": "assistant", "boson": "as_is"}
+# --reference-turn as data.prompt_form and data.reference_turn.
+TURNS: dict[str | None, tuple["PromptForm | None", "ReferenceTurn | None"]] = {
+    None: (None, None),
+    "user": ("as_is", "as_is"),
+    "assistant": ("as_is", "assistant"),
+    "boson": ("boson", None),
+}
 
 
 def add_commands(add_command: AddCommand) -> None:
@@ -47,9 +52,9 @@ def add_commands(add_command: AddCommand) -> None:
     generate.add_argument("--reference-text", metavar="TEXT", help="what is said in it")
     generate.add_argument(
         "--reference-turn",
-        choices=MANIFEST_TURNS,
+        choices=[turn for turn in TURNS if turn],
         help="where the reference stands: in the request, as in examples/voice_cloning; in an assistant turn before "
-        "it, as data.reference_turn: assistant trains it; or as in boson's own examples (as the run was trained)",
+        "it, as data.reference_turn: assistant trains it; or as --prompt-form boson has it (as the run was trained)",
     )
     _add_speech_flags(generate, count_help="with --manifest: speak at most so many samples, spread over it (all)")
 
@@ -71,6 +76,11 @@ def add_commands(add_command: AddCommand) -> None:
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompt-form",
+        choices=("as_is", "boson"),
+        help="how speech is asked for: as in examples/voice_cloning, or as servers do (as the run was trained)",
+    )
     parser.add_argument("--base", help="base checkpoint, folder or hub id (the one that the adapter names)")
     parser.add_argument("--revision", help="of a hub repository")
     parser.add_argument(
@@ -125,6 +135,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.manifest is not None and (arguments.reference or arguments.reference_text):
         raise UserError("--reference and --reference-text go with --text: a manifest brings its own references")
     _check_speech_out(arguments.out, is_folder=arguments.manifest is not None)
+    form, turn = TURNS[arguments.reference_turn]
     options = VoiceOptions(
         base=arguments.base,
         revision=arguments.revision,
@@ -133,7 +144,8 @@ def _generate(arguments: argparse.Namespace) -> None:
         codec=arguments.codec,
         device=arguments.device,
         precision=arguments.precision,
-        reference_turn=None if arguments.reference_turn is None else MANIFEST_TURNS[arguments.reference_turn],
+        prompt_form=arguments.prompt_form or form,
+        reference_turn=turn,
         on_bad_sample=arguments.on_bad_sample,
         max_audio_s=arguments.max_audio_s,
         cache_dir=arguments.cache_dir,
@@ -151,7 +163,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         stopped = sum(row["stopped_by"] == "eos" for row in rows)
         print(f"{arguments.out}: {len(rows)} WAV files, {stopped} ended by the model; measures in samples.jsonl")
         return
-    reference = Reference(arguments.reference, arguments.reference_text, arguments.reference_turn)
+    reference = Reference(arguments.reference, arguments.reference_text)
     spoken = speak_text(arguments.text, arguments.out, voice=voice, reference=reference, speech=speech)
     seconds = spoken.codes.shape[1] * voice.codec.hop_length / voice.codec.sampling_rate
     ended = "ended by the model" if spoken.stopped_by == "eos" else "cut off at --max-seconds: the model did not end"
@@ -171,6 +183,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         codec=arguments.codec,
         device=arguments.device,
         precision=arguments.precision,
+        prompt_form=arguments.prompt_form,
         on_bad_sample=arguments.on_bad_sample,
         max_audio_s=arguments.max_audio_s,
         cache_dir=arguments.cache_dir,

@@ -58,6 +58,8 @@ def export(
             _export_adapter(adapter, unfinished, layout=layout)
         card = _build_card(adapter, title=out.resolve().name, merged=merge, layout=layout, licence=licence)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        if (prompt := adapter.prompt()) is not None:
+            prompt.write(unfinished)
 
 
 def _export_adapter(adapter: Adapter, out: Path, *, layout: Format) -> None:

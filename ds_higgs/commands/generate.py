@@ -6,11 +6,13 @@ from pathlib import Path
 
 from ds_higgs import setup
 from ds_higgs.adapters.opening import open_adapter
+from ds_higgs.adapters.trained_prompt import TrainedPrompt
 from ds_higgs.commands.voice import Voice
 from ds_higgs.config import Config, DataConfig, LossConfig
 from ds_higgs.data.build import OnBadSample
+from ds_higgs.data.problems import BadSampleError
+from ds_higgs.data.prompt_forms import PromptForm, ReferenceTurn, served_form
 from ds_higgs.data.prompts import Prompt, build_voice_prompt, choose_prompts, collate_prompt
-from ds_higgs.data.rules import ReferenceTurn
 from ds_higgs.errors import UserError
 from ds_higgs.model.generation import GeneratedCodes, Sampling, generate_codes, max_frames_for
 from ds_higgs.model.loading import DTYPES, resolve_base
@@ -24,8 +26,8 @@ class VoiceOptions:
     base: folder or hub id; None: the one that the adapter names.
     read_as: the adapter whose run says how manifests and losses are read; None: `adapter`.
     step: of a run, for `adapter` and `read_as`.
-    codec, reference_turn, on_bad_sample, max_audio_s, cache_dir: of the configuration's data; None: as in the run, or
-        its default where there is none.
+    codec, prompt_form, reference_turn, on_bad_sample, max_audio_s, cache_dir: of the configuration's data; None: as in
+        the run, or its default where there is none.
     """
 
     base: str | None = None
@@ -36,6 +38,7 @@ class VoiceOptions:
     device: str | None = None
     precision: str | None = None
     codec: str | None = None
+    prompt_form: PromptForm | None = None
     reference_turn: ReferenceTurn | None = None
     on_bad_sample: OnBadSample | None = None
     max_audio_s: float | None = None
@@ -53,11 +56,10 @@ class SpeechOptions:
 
 @dataclass(frozen=True)
 class Reference:
-    """The voice to speak in. turn: see `build_voice_prompt`; None: as the adapter was trained, as far as is known."""
+    """The voice to speak in: a recording and what it says."""
 
     audio: Path | None = None
     text: str | None = None
-    turn: str | None = None
 
 
 def load_voice(options: VoiceOptions) -> tuple[Voice, LossConfig]:
@@ -73,18 +75,21 @@ def load_voice(options: VoiceOptions) -> tuple[Voice, LossConfig]:
     if source is None:
         if options.base is None:
             raise UserError("no model: expected --base, or --adapter with an adapter that names its base")
-        return _load(options, options.base, options.revision, None, None)
+        folder = resolve_base(options.base, options.revision)
+        return _load(options, folder, None, None, TrainedPrompt.read(folder))
     with open_adapter(source, step=options.step, base=options.base) as opened:
-        folder = opened.folder if options.adapter else None
-        return _load(options, opened.base, options.revision or opened.revision, folder, opened.run_config())
+        folder = resolve_base(opened.base, options.revision or opened.revision)
+        adapter = opened.folder if options.adapter else None
+        return _load(options, folder, adapter, opened.run_config(), opened.prompt())
 
 
 def _load(
-    options: VoiceOptions, base: str, revision: str | None, adapter: Path | None, run: Config | None
+    options: VoiceOptions, folder: Path, adapter: Path | None, run: Config | None, trained: TrainedPrompt | None
 ) -> tuple[Voice, LossConfig]:
-    folder = resolve_base(base, revision)
-    data = _read_data_as(options, run)
-    rules = setup.build_sample_rules(data, folder)
+    data = _read_data_as(options, run, trained)
+    if trained is not None:
+        trained.warn_of_other(prompt_form=data.prompt_form, reference_turn=data.reference_turn)
+    rules = setup.validation_rules(setup.build_sample_rules(data, folder))
     voice = Voice.load(
         folder,
         adapter,
@@ -97,10 +102,11 @@ def _load(
     return voice, LossConfig() if run is None else run.loss
 
 
-def _read_data_as(options: VoiceOptions, run: Config | None) -> DataConfig:
+def _read_data_as(options: VoiceOptions, run: Config | None, trained: TrainedPrompt | None) -> DataConfig:
     """The data section of the run, or its defaults where there is none, with what the options change."""
     data = DataConfig(train_manifest=Path("none")) if run is None else run.data
-    names = ("codec", "reference_turn", "on_bad_sample", "max_audio_s", "cache_dir")
+    data = data if trained is None else data.model_copy(update=trained.model_dump())
+    names = ("codec", "prompt_form", "reference_turn", "on_bad_sample", "max_audio_s", "cache_dir")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     return data.model_copy(update=changes)
 
@@ -131,17 +137,20 @@ def build_prompt(text: str, *, voice: Voice, reference: Reference) -> Prompt:
     """The prompt for `text`, as a training sample of the same layout begins."""
     if not text.strip():
         raise UserError("the text to speak is empty")
-    turn = reference.turn or ("assistant" if voice.rules.reference_turn == "assistant" else "user")
-    if reference.audio is not None and turn != "user" and not reference.text:
-        raise UserError(f"--reference-text is missing: with --reference-turn {turn} it is the message before the audio")
-    return build_voice_prompt(
-        text,
-        reference_text=reference.text,
-        reference_codes=None if reference.audio is None else voice.encode(reference.audio),
-        reference_turn=turn,
-        tokenizer=voice.rules.tokenizer,
-        layout=voice.rules.layout,
-    )
+    rules = voice.rules
+    codes = None if reference.audio is None else voice.encode(reference.audio)
+    try:
+        return build_voice_prompt(
+            text,
+            reference_text=reference.text,
+            reference_codes=codes,
+            form=served_form(rules.prompt_form),
+            reference_turn=rules.reference_turn,
+            tokenizer=rules.tokenizer,
+            layout=rules.layout,
+        )
+    except BadSampleError as error:
+        raise UserError(f"--reference-text is missing: {error}; expected {error.expected}") from None
 
 
 def speak_manifest(manifest: Path, out: Path, *, voice: Voice, speech: SpeechOptions, count: int | None) -> list[dict]:

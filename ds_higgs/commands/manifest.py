@@ -6,12 +6,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ds_higgs.data.prompt_forms import PromptForm
 from ds_higgs.data.sources.opening import find_form, named_form, read_utterances
 from ds_higgs.data.sources.ownership import check_may_overwrite
 from ds_higgs.data.sources.recordings import make_readable
 from ds_higgs.data.sources.splitting import split
 from ds_higgs.data.sources.utterance import Utterance
-from ds_higgs.data.sources.writing import SYSTEM_MESSAGE, Made, write_manifest
+from ds_higgs.data.sources.writing import Made, write_manifest
 from ds_higgs.errors import UserError
 from ds_higgs.speech.judges import Transcriber
 from ds_higgs.speech.transcribing import check_texts, transcribe_missing
@@ -38,6 +39,7 @@ def make_manifests(
     system: str | None = None,
     recogniser: Recogniser | None = None,
     force: bool = False,
+    prompt_form: PromptForm = "as_is",
 ) -> list[Made]:
     """Write a manifest of `source` to `out`, and one of a held-out share beside it.
 
@@ -46,9 +48,10 @@ def make_manifests(
         share: of the utterances to hold out, 0 to 1; None holds out none.
         validation: where their manifest goes; by default `out` with "-val" in its name.
         speaker: of all utterances, whatever the source says.
-        system: text of the system message; None is the usual one, "" is none.
+        system: text of the system message; None is the prompt form's own, "" is none.
         recogniser: for recordings without a text; None refuses them.
         force: write over files that are no manifests of ours.
+        prompt_form: in which the samples ask for speech.
 
     Raises:
         UserError: the source cannot be used, or the flags do not fit together.
@@ -70,13 +73,12 @@ def make_manifests(
     utterances = make_readable(utterances, audio_folder)
     if recogniser is not None:
         utterances = _transcribe(utterances, recogniser, audio_folder)
-    system = SYSTEM_MESSAGE if system is None else system
     if share is None:
-        return [write_manifest(out, utterances, seed=seed, system=system)]
+        return [write_manifest(out, utterances, seed=seed, system=system, form=prompt_form)]
     training, held_out = split(utterances, share=share, seed=seed)
     return [
-        write_manifest(out, training, seed=seed, system=system),
-        write_manifest(validation, held_out, seed=seed, system=system),
+        write_manifest(out, training, seed=seed, system=system, form=prompt_form),
+        write_manifest(validation, held_out, seed=seed, system=system, form=prompt_form),
     ]
 
 

@@ -132,6 +132,9 @@ class DataConfig(Section):
     reference_turn: Literal["as_is", "assistant"] = Field(
         "as_is", description="Move a user message's reference audio into an earlier assistant turn."
     )
+    prompt_form: Literal["as_is", "boson", "mixed"] = Field(
+        "as_is", description="As the manifest has it; as servers ask for speech; or half an epoch's samples in each."
+    )
     use_delay_pattern: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
     encode_whisper_embed: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
 

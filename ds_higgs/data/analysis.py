@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,23 @@ from ds_higgs.data.chatml import NO_URL, TokenizedSample, parse_sample, tokenize
 from ds_higgs.data.clips import Clip, ClipFinder, clips_from_json, clips_to_json
 from ds_higgs.data.manifest import Entry, problem_at, read_manifest
 from ds_higgs.data.problems import BadSampleError, Problem
-from ds_higgs.data.references import move_references
+from ds_higgs.data.prompt_forms import FORMS_OF, PromptForm, take_form
 from ds_higgs.data.rules import SampleRules, check_fits
 from ds_higgs.layout import AudioLayout
 
 
 @dataclass(frozen=True)
 class AnalysedSample:
-    """number: its place in the manifest; clips: one per placeholder, in order."""
+    """number: its place in the manifest; clips: one per placeholder, in order.
+
+    served: the same in the form that servers send, where an epoch mixes the two; it has the same clips.
+    """
 
     number: int
     tokenized: TokenizedSample
     clips: list[Clip]
     speaker: str | None
+    served: TokenizedSample | None = None
 
 
 @dataclass
@@ -54,19 +58,21 @@ def analyse_entry(
     if entry.error is not None:
         return None, [BadSampleError(entry.error)]
     try:
-        sample, references = parse_sample(entry.data), frozenset[int]()
-        if rules.reference_turn == "assistant":
-            moved = move_references(sample)
-            sample, references = moved.sample, moved.references
-        tokenized = tokenize(sample, rules.tokenizer, rules.layout, references=references)
+        sample = parse_sample(entry.data)
+        tokenized, *served = [_tokenize_in(form, sample, rules) for form in FORMS_OF[rules.prompt_form]]
     except BadSampleError as error:
         return None, [error]
     clips, errors = _find_clips(tokenized, entry, finder, rules.layout)
     if not errors:
-        errors = check_fits(tokenized, clips, rules)
+        errors = [error for one in (tokenized, *served) for error in check_fits(one, clips, rules)]
     if errors:
         return None, errors
-    return AnalysedSample(entry.number, tokenized, clips, speaker_of(sample)), []
+    return AnalysedSample(entry.number, tokenized, clips, speaker_of(sample), *served), []
+
+
+def _tokenize_in(form: PromptForm, sample: ChatMLSample, rules: SampleRules) -> TokenizedSample:
+    taken = take_form(sample, form, rules.reference_turn)
+    return tokenize(taken.sample, rules.tokenizer, rules.layout, references=taken.references)
 
 
 def share_of(manifest: Path, rank: int, world_size: int) -> Iterator[Entry]:
@@ -89,6 +95,7 @@ class Parts:
     """The parts of all ranks, put together in manifest order.
 
     arrays: see `pack_samples`.
+    served: the same samples in the form that servers send, where an epoch mixes the two.
     clips: for each sample, one per placeholder.
     """
 
@@ -96,6 +103,7 @@ class Parts:
     clips: list[list[Clip]]
     speakers: list[str | None]
     problems: list[Problem]
+    served: dict[str, np.ndarray] | None = None
 
     def audio_targets(self, index: int, layout: AudioLayout) -> np.ndarray:
         """For each clip of a sample whether it is learned: [num_clips] bool."""
@@ -104,14 +112,20 @@ class Parts:
         return layout.audio_targets(self.arrays["tokens"][span], self.arrays["supervised"][span])
 
 
-def exchange_parts(part: Part, gather: Callable[[bytes], list[bytes]]) -> Parts:
-    """Give this rank's part to all ranks with `gather`, and put theirs together."""
+def exchange_parts(part: Part, gather: Callable[[bytes], list[bytes]], *, mixed: bool = False) -> Parts:
+    """Give this rank's part to all ranks with `gather`, and put theirs together.
+
+    Args:
+        mixed: whether the samples are there in two forms.
+    """
     listing = {
         "clips": [clips_to_json(sample.clips) for sample in part.samples],
         "speakers": [sample.speaker for sample in part.samples],
         "problems": [astuple(problem) for problem in part.problems],
     }
     packed = [load(content) for content in gather(save(pack_samples(part.samples)))]
+    served = [replace(sample, tokenized=sample.served) for sample in part.samples if sample.served is not None]
+    packed_served = [load(content) for content in gather(save(pack_samples(served)))] if mixed else None
     listings = [json.loads(content) for content in gather(json.dumps(listing).encode())]
     clips = [clips_from_json(rows) for found in listings for rows in found["clips"]]
     speakers = [speaker for found in listings for speaker in found["speakers"]]
@@ -121,6 +135,7 @@ def exchange_parts(part: Part, gather: Callable[[bytes], list[bytes]]) -> Parts:
         clips=[clips[index] for index in order],
         speakers=[speakers[index] for index in order],
         problems=sorted(Problem(*row) for found in listings for row in found["problems"]),
+        served=None if packed_served is None else merge_packed(packed_served, order),
     )
 
 

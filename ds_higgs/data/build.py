@@ -122,7 +122,7 @@ class Preparation:
         part = analyse(entries, self.manifest, self._rules, finder)
         memo.save()
         self._ranks.stop_here()
-        self.parts = exchange_parts(part, self._ranks.gather)
+        self.parts = exchange_parts(part, self._ranks.gather, mixed=self._rules.prompt_form == "mixed")
         self.problems = list(self.parts.problems)
         if not self.problems and not self.parts.clips:
             raise UserError(f"{self.manifest}: the manifest holds no samples")
@@ -177,9 +177,12 @@ class Preparation:
         arrays = merge_packed([self.parts.arrays], good)
         clips = [self.parts.clips[index] for index in good]
         layout = self._rules.layout
-        return HiggsDataset(
+        dataset = HiggsDataset(
             self.manifest, arrays, clips, cache=self._cache, layout=layout, rejected=sorted(self.problems)
         )
+        if self.parts.served is not None:
+            dataset.mix_with(merge_packed([self.parts.served], good), clips)
+        return dataset
 
     @property
     def num_samples(self) -> int:

@@ -1,6 +1,7 @@
 """The samples of a manifest as tokens and cached codes; no audio is held, and none is read while training."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ds_higgs.data.cache import CachedClip, CodeCache, read_codes
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.manifest import sample_id
 from ds_higgs.data.problems import Problem
+from ds_higgs.data.sampling import draw_half
 from ds_higgs.layout import WHISPER_RATE, AudioLayout
 
 
@@ -45,7 +47,8 @@ class ClipTable:
 class HiggsDataset(Dataset):
     """dataset[i] is boson's ChatMLDatasetSample, made of tokens and cached codes.
 
-    lengths: [num_samples] int32, positions that a sample takes in the model, placeholders expanded.
+    lengths: [num_samples] int32, positions that a sample takes in the model, placeholders expanded (at most, where it
+        is there in two forms).
     rejected: what is wrong with the manifest's samples that were left out.
     filler_index: the shortest sample with audio to learn (the shortest one, where none has).
 
@@ -76,8 +79,34 @@ class HiggsDataset(Dataset):
         self._clip_ends = np.cumsum([len(sample) for sample in clips], dtype=np.int64)
         self._clips, self._clip_of = _build_clip_table(keys, cache)
         self._sources = [clip for sample in clips for clip in sample] if layout.whisper else []
-        self.lengths = self._compute_lengths(np.asarray([clip.seconds for sample in clips for clip in sample]))
+        self._served: HiggsDataset | None = None
+        self._differs = np.zeros(len(self), dtype=np.bool_)
+        self.lengths = self._compute_lengths(_seconds_of(clips))
         self.filler_index = self._find_filler()
+
+    def mix_with(self, served: dict[str, np.ndarray], clips: Sequence[Sequence[Clip]]) -> None:
+        """Give every sample a second form, the one that servers send; an epoch has each in one of them.
+
+        Args:
+            served: the samples in that form, as `analysis.pack_samples` makes them; clips: as they were given before.
+        """
+        other = copy(self)
+        other._tokens, other._supervised = served["tokens"], served["supervised"]
+        other._ends = np.cumsum(served["token_counts"])
+        other.lengths = other._compute_lengths(_seconds_of(clips))
+        self.lengths = np.maximum(self.lengths, other.lengths)
+        self._served = other
+        self._differs = np.asarray([not self._same_tokens(other, index) for index in range(len(self))])
+
+    def in_epoch(self, epoch: int, *, seed: int) -> "HiggsDataset | EpochForms":
+        """The samples as this epoch has them: where they have two forms, as many in each, drawn from `seed`."""
+        if self._served is None:
+            return self
+        return EpochForms(self, self._served, draw_half(self._differs, seed=seed, epoch=epoch))
+
+    def _same_tokens(self, other: "HiggsDataset", index: int) -> bool:
+        own, others = _span(self._ends, index), _span(other._ends, index)
+        return np.array_equal(self._tokens[own], other._tokens[others])
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -146,6 +175,29 @@ class HiggsDataset(Dataset):
         samples = np.unique(np.searchsorted(self._ends, np.flatnonzero(target), side="right"))
         candidates = samples if len(samples) else np.arange(len(self))
         return int(candidates[np.argmin(self.lengths[candidates])])
+
+
+class EpochForms(Dataset):
+    """The samples of one epoch, some of them in the form that servers send."""
+
+    def __init__(self, as_is: HiggsDataset, served: HiggsDataset, is_served: np.ndarray):
+        """is_served: [num_samples] bool."""
+        self.filler_index = as_is.filler_index
+        self._forms = (as_is, served)
+        self.is_served = is_served
+
+    def __len__(self) -> int:
+        return len(self.is_served)
+
+    def __getitem__(self, index: int) -> ChatMLDatasetSample:
+        return self._forms[int(self.is_served[index])][index]
+
+    def sample_id(self, index: int) -> str:
+        return self._forms[0].sample_id(index)
+
+
+def _seconds_of(clips: Sequence[Sequence[Clip]]) -> np.ndarray:
+    return np.asarray([clip.seconds for sample in clips for clip in sample])
 
 
 def _build_clip_table(keys: Sequence[str], cache: CodeCache) -> tuple[ClipTable, np.ndarray]:

@@ -19,19 +19,28 @@ from ds_higgs.errors import UserError
 FILLER = -1  # in place of a micro-batch number
 
 
-class SampleSource(Protocol):
-    """What the loader needs of a data set.
+class Samples(Protocol):
+    """What the loader needs of an epoch's samples.
 
-    lengths: [num_samples] expanded lengths.
     filler_index: a sample with audio to learn (any sample where none has).
     """
 
-    lengths: np.ndarray
     filler_index: int
 
-    def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> ChatMLDatasetSample: ...
     def sample_id(self, index: int) -> str: ...
+
+
+class SampleSource(Protocol):
+    """What the loader needs of a data set.
+
+    lengths: [num_samples] expanded lengths, the same in every epoch.
+    """
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+    def in_epoch(self, epoch: int, *, seed: int) -> Samples: ...
 
 
 class StepLoader:
@@ -161,7 +170,7 @@ class StepLoader:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns at each fork
             prefetch_factor = -(-self.prefetch_steps * self.gradient_accumulation_steps // self.num_workers)
         return DataLoader(
-            _MicroBatches(self.dataset, self.collator, plan),
+            _MicroBatches(self.dataset.in_epoch(self.epoch, seed=self.seed), self.collator, plan),
             batch_size=None,
             sampler=numbers,
             collate_fn=_unchanged,
@@ -200,7 +209,7 @@ class StepLoader:
 class _MicroBatches(Dataset):
     """Micro-batches by number, collated where they are asked for: in a worker process."""
 
-    def __init__(self, dataset: SampleSource, collator: BatchCollator, plan: EpochPlan):
+    def __init__(self, dataset: Samples, collator: BatchCollator, plan: EpochPlan):
         self._dataset = dataset
         self._collator = collator
         self._plan = plan

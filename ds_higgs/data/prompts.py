@@ -5,19 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from boson_multimodal.data_types import AudioContent, ChatMLSample, Message, TextContent
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from transformers import PreTrainedTokenizerBase
 
 from ds_higgs.batch import IGNORE_INDEX, FixedPrompt, ModelInputs
-from ds_higgs.data.chatml import tokenize
+from ds_higgs.data.chatml import parse_sample, tokenize
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
-from ds_higgs.data.references import move_references
+from ds_higgs.data.prompt_forms import PromptForm, ReferenceTurn, VoiceRequest, take_form, write_sample
 from ds_higgs.layout import AudioLayout
 
-SYSTEM_PROMPT = "You are a helpful assistant capable of generating speech in the voice of the provided reference audio."
-REQUEST = "Please generate speech for: {text}"
+# Where codes are given rather than a file.
+_STAND_IN = {"type": "audio", "audio_url": "codes"}
 
 
 @dataclass(frozen=True)
@@ -91,54 +90,49 @@ def build_voice_prompt(
     *,
     reference_text: str | None,
     reference_codes: torch.Tensor | None,
-    reference_turn: str,
-    system_prompt: str = SYSTEM_PROMPT,
+    form: PromptForm,
+    reference_turn: ReferenceTurn = "as_is",
+    system: str | None = None,
     tokenizer: PreTrainedTokenizerBase,
     layout: AudioLayout,
 ) -> Prompt:
-    """The prompt that asks for `text` in the voice of a reference (None: in any voice).
+    """The prompt that asks for `text` in the voice of a reference (None: in any voice), as training has it.
 
     Args:
         reference_codes: [codebooks, frames].
-        reference_turn: "user": reference and request in one user message, as in examples/voice_cloning; "assistant":
-            the same as `data.reference_turn: assistant` trains it; "boson": as in boson's own examples, the
-            reference as an earlier assistant turn, the request the bare text, the answer audio alone.
+        form, reference_turn: `data.prompt_form` and `data.reference_turn`.
+        system: text of the system message; None: the form's own; "": none.
+
+    Raises:
+        BadSampleError: what the reference says is not known, and the form needs it.
     """
-    messages = _voice_messages(text, reference_text, reference_codes is not None, reference_turn, system_prompt)
-    tokenized = tokenize(ChatMLSample(messages=messages), tokenizer, layout)
+    request = VoiceRequest(
+        text,
+        target=_STAND_IN,
+        reference=None if reference_codes is None else _STAND_IN,
+        reference_text=reference_text,
+    )
+    sample = parse_sample(write_sample(request, form, system=system))
+    tokenized = tokenize(take_form(sample, form, reference_turn).sample, tokenizer, layout)
     input_ids = torch.tensor(tokenized.tokens)
     empty = torch.zeros((layout.num_codebooks, 0), dtype=torch.long)
     codes = [empty] if reference_codes is None else [reference_codes, empty]
     starts = [0] if reference_codes is None else [0, reference_codes.shape[1]]
-    sample = ChatMLDatasetSample(
-        input_ids=input_ids,
-        label_ids=torch.where(torch.tensor(tokenized.supervised), input_ids, IGNORE_INDEX),
-        audio_ids_concat=torch.cat(codes, dim=1),
-        audio_ids_start=torch.tensor(starts),
-        audio_waveforms_concat=torch.zeros(0),
-        audio_waveforms_start=torch.zeros(0, dtype=torch.long),
-        audio_sample_rate=torch.zeros(0),
-        audio_speaker_indices=torch.full((len(codes),), -1),
+    prompt = cut_prompt(
+        ChatMLDatasetSample(
+            input_ids=input_ids,
+            label_ids=torch.where(torch.tensor(tokenized.supervised), input_ids, IGNORE_INDEX),
+            audio_ids_concat=torch.cat(codes, dim=1),
+            audio_ids_start=torch.tensor(starts),
+            audio_waveforms_concat=torch.zeros(0),
+            audio_waveforms_start=torch.zeros(0, dtype=torch.long),
+            audio_sample_rate=torch.zeros(0),
+            audio_speaker_indices=torch.full((len(codes),), -1),
+        ),
+        layout,
     )
-    prompt = cut_prompt(sample, layout)
     assert prompt is not None, "the last message has supervised audio"
     return prompt
-
-
-def _voice_messages(
-    text: str, reference_text: str | None, has_reference: bool, reference_turn: str, system_prompt: str
-) -> list[Message]:
-    audio = AudioContent(audio_url="placeholder")
-    system = Message("system", [TextContent(system_prompt)])
-    heard: list[Any] = [TextContent(reference_text)] if reference_text else []
-    if reference_turn == "boson":
-        before = [Message("user", heard), Message("assistant", [audio])] if has_reference else []
-        return [system, *before, Message("user", [TextContent(text)]), Message("assistant", [audio])]
-    if has_reference:
-        heard.append(audio)
-    user = Message("user", [*heard, TextContent(REQUEST.format(text=text))])
-    sample = ChatMLSample(messages=[system, user, Message("assistant", [TextContent(text), audio])])
-    return move_references(sample).sample.messages if reference_turn == "assistant" else sample.messages
 
 
 def spoken_text(entry: dict[str, Any]) -> str:

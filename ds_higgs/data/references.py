@@ -1,4 +1,4 @@
-"""`data.reference_turn: assistant`: reference audio as an earlier exchange, the form of Boson's own voice cloning."""
+"""Moves reference audio into an earlier exchange: all of `data.reference_turn: assistant`, a part of the form boson."""
 
 from dataclasses import dataclass, replace
 
@@ -54,13 +54,13 @@ def _split(message: Message, index: int) -> list[Message]:
         if not texts:
             raise BadSampleError(
                 f"messages[{index}]: no text before the reference audio",
-                "what the reference says before it, with data.reference_turn: assistant",
+                "what the reference says before it, with data.reference_turn assistant or data.prompt_form boson",
             )
         messages += [Message(role="user", content=texts), Message(role="assistant", content=[item])]
         texts = []
     if not texts:
         raise BadSampleError(
             f"messages[{index}]: no text after the reference audio",
-            "the request after it, with data.reference_turn: assistant",
+            "the request after it, with data.reference_turn assistant or data.prompt_form boson",
         )
     return [*messages, Message(role="user", content=texts)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -13,10 +13,9 @@ from ds_higgs.data.chatml import TokenizedSample
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.codec.source import CodecSource
 from ds_higgs.data.problems import BadSampleError
+from ds_higgs.data.prompt_forms import PromptForms, ReferenceTurn
 from ds_higgs.errors import UserError
 from ds_higgs.layout import WHISPER_SECONDS, AudioLayout
-
-ReferenceTurn = Literal["as_is", "assistant"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class SampleRules:
     audio_root: what relative audio paths are relative to; None is the manifest's folder.
     max_tokens: the most positions that one sample may take in the model.
     reference_turn: where user messages' reference audio goes; see `references.move_references`.
+    prompt_form: how speech is asked for; see `prompt_forms`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -35,6 +35,7 @@ class SampleRules:
     max_tokens: int
     audio_root: Path | None = None
     reference_turn: ReferenceTurn = "as_is"
+    prompt_form: PromptForms = "as_is"
 
 
 def build_rules(
@@ -49,6 +50,7 @@ def build_rules(
     use_delay_pattern: bool | None = None,
     encode_whisper_embed: bool | None = None,
     reference_turn: ReferenceTurn = "as_is",
+    prompt_form: PromptForms = "as_is",
 ) -> SampleRules:
     """The rules for a base checkpoint and its codec.
 
@@ -72,7 +74,7 @@ def build_rules(
     longest = model_config.text_config.max_position_embeddings
     limits = AudioLimits(min_audio_s, max_audio_s)
     most = min(longest, max_tokens or longest)
-    return SampleRules(tokenizer, layout, codec, limits, most, audio_root, reference_turn)
+    return SampleRules(tokenizer, layout, codec, limits, most, audio_root, reference_turn, prompt_form)
 
 
 def check_fits(tokenized: TokenizedSample, clips: Sequence[Clip], rules: SampleRules) -> list[BadSampleError]:

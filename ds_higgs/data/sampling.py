@@ -57,6 +57,20 @@ def plan_epoch(
     return _shuffle_batches(samples, ends, rng)
 
 
+def draw_half(eligible: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """Half of the eligible samples, to one: [num_samples] bool, from seed and epoch alone.
+
+    Args:
+        eligible: [num_samples] bool.
+    """
+    candidates = np.flatnonzero(eligible)
+    # A stream of its own: the epoch's plan draws from [seed, epoch].
+    chosen = np.random.default_rng([seed, epoch, 1]).permutation(candidates)[: len(candidates) // 2]
+    drawn = np.zeros(len(eligible), dtype=np.bool_)
+    drawn[chosen] = True
+    return drawn
+
+
 def round_up(lengths: np.ndarray) -> np.ndarray:
     """Lengths as the model pads them."""
     return -(-np.asarray(lengths, dtype=np.int32) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE

@@ -105,7 +105,8 @@ def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: Sto
     train_loader = setup.build_train_loader(config, datasets[0], rules, ranks)
     val_loader, listener = None, None
     if config.data.val_manifest is not None:
-        datasets.append(setup.build_dataset(config, config.data.val_manifest, rules, ranks, stop_requests))
+        val_rules = setup.validation_rules(rules)
+        datasets.append(setup.build_dataset(config, config.data.val_manifest, val_rules, ranks, stop_requests))
         val_loader = setup.build_val_loader(config, datasets[1], rules, ranks)
         listener = setup.build_listener(config, datasets[1], rules, ranks)
     total_steps = train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps)

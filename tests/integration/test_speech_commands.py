@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from ds_higgs.cli.main import run as run_command
+from ds_higgs.commands.export import export
 from ds_higgs.commands.generate import VoiceOptions, load_voice
 from ds_higgs.errors import UserError
 from tests.support.runs import write_run
@@ -107,6 +108,30 @@ def test_manifests_and_losses_are_read_as_the_run_did(tiny_base: Path, example_d
         values = column["values"]
         assert values["num_samples"] == 6  # of 8
         assert values["loss"] == pytest.approx(0.5 * values["text_loss"] + 2.0 * values["audio_loss"])
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "warned"),
+    [
+        ({"prompt_form": "boson"}, {"prompt_form": "as_is"}, "prompt_form boson and is asked in the form as_is"),
+        ({}, {"prompt_form": "boson"}, "prompt_form as_is and is asked in the form boson"),
+        ({}, {"reference_turn": "assistant"}, "reference_turn as_is and is asked with assistant"),
+        ({"prompt_form": "mixed"}, {"prompt_form": "as_is"}, None),
+        ({"prompt_form": "mixed"}, {}, None),
+    ],
+)
+def test_an_adapter_is_asked_in_the_form_that_it_was_trained_in(
+    trained, asked, warned, tiny_base: Path, example_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write_run(tmp_path / "run", tiny_base, **trained)
+    export(tmp_path / "run", tmp_path / "adapter")
+    voice, _ = load_voice(VoiceOptions(adapter=tmp_path / "adapter"))
+    own = {"boson": "boson", "mixed": "boson"}.get(trained.get("prompt_form"), "as_is")
+    assert voice.rules.prompt_form == own
+    assert not caplog.records
+    load_voice(VoiceOptions(adapter=tmp_path / "adapter", **asked))
+    assert (warned or "") in caplog.text
+    assert bool(caplog.records) == bool(warned)
 
 
 def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_path: Path):

@@ -164,6 +164,7 @@ def _flags(chance: random.Random) -> list[str]:
     for share, flag in (
         (0.6, "--data.on_bad_sample=skip"),
         (0.4, "--data.reference_turn=assistant"),
+        (0.4, "--data.prompt_form=mixed"),
         (0.1, "--data.max_tokens=60"),
         (0.2, "--data.min_audio_s=0"),
         (0.1, "--data.max_audio_s=0.3"),

@@ -8,7 +8,8 @@ from typing import Any
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.manifest import read_manifest, sample_id
-from ds_higgs.data.prompts import REQUEST, spoken_text
+from ds_higgs.data.prompt_forms import REQUEST
+from ds_higgs.data.prompts import spoken_text
 from ds_higgs.data.review.kinds import DataWarning
 from ds_higgs.layout import AudioLayout
 
@@ -68,7 +69,7 @@ def read_samples(preparation: Preparation, layout: AudioLayout) -> list[Reviewed
 
 
 def _without_request(text: str) -> str:
-    return text.removeprefix(REQUEST.format(text="")).strip()
+    return text.removeprefix(REQUEST).strip()
 
 
 def _texts_of(data: dict[str, Any], role: str) -> Iterator[str]:

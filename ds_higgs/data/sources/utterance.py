@@ -10,6 +10,7 @@ from ds_higgs.data.audio import Segment
 from ds_higgs.errors import UserError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # What training reads as it is, and what `recordings` makes FLAC of by ffmpeg.
 READABLE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
@@ -60,21 +61,21 @@ class Form:
     read: Callable[[Path, Path, str | None], list[Utterance]]
 
 
-def collect(source: Path, items: Iterable[Item], build: Callable[[Item], Utterance], *, what: str) -> list[Utterance]:
-    """An utterance of each item.
+def collect(source: Path, items: Iterable[Item], build: Callable[[Item], Result], *, what: str) -> list[Result]:
+    """What `build` makes of each item: an utterance, or a sample.
 
     Raises:
         UserError: with every item (`what` names them: "lines") that cannot be used.
     """
-    utterances, problems = [], []
+    built, problems = [], []
     for item in items:
         try:
-            utterances.append(build(item))
+            built.append(build(item))
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError.from_problems(f"{source}: {len(problems)} {what} cannot be used:", problems)
-    return utterances
+    return built
 
 
 def suffix_finder(*suffixes: str, in_folder: str | None = None) -> Callable[[Path], Path | None]:

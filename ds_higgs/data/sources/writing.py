@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_higgs.data.problems import BadSampleError
+from ds_higgs.data.prompt_forms import PromptForm, VoiceRequest, write_sample
 from ds_higgs.data.sources.good_references import find_good_references
 from ds_higgs.data.sources.ownership import sign, unsigned
 from ds_higgs.data.sources.splitting import pick_references
-from ds_higgs.data.sources.utterance import Utterance
+from ds_higgs.data.sources.utterance import Utterance, collect
+from ds_higgs.errors import UserError
 from ds_higgs.files import write_atomically
-
-SYSTEM_MESSAGE = (
-    "You are a helpful assistant capable of generating speech in the voice of the provided reference audio."
-)
-REQUEST = "Please generate speech for: "
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,21 @@ class Made:
         return len(self.speakers)
 
 
-def write_manifest(path: Path, utterances: Sequence[Utterance], *, seed: int, system: str) -> Made:
-    """Write the utterances as ChatML samples, one JSON line each (.jsonl) or as one array; audio relative to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_manifest(
+    path: Path, utterances: Sequence[Utterance], *, seed: int, system: str | None, form: PromptForm = "as_is"
+) -> Made:
+    """Write the utterances as ChatML samples, one JSON line each (.jsonl) or as one array; audio relative to `path`.
+
+    Args:
+        system: text of the system message; None: the form's own; "": none.
+
+    Raises:
+        UserError: naming every utterance that cannot be written in this form.
+    """
+    folder = path.parent.resolve()
     picked = pick_references(utterances, seed=seed, good=find_good_references(utterances, seed=seed))
-    samples = [_sample(utterance, other, path.parent.resolve(), system) for utterance, other in picked]
+    samples = collect(path, picked, lambda pair: _sample(*pair, folder, system, form), what="utterances")
+    path.parent.mkdir(parents=True, exist_ok=True)
     samples[0] |= unsigned()
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -47,30 +55,34 @@ def write_manifest(path: Path, utterances: Sequence[Utterance], *, seed: int, sy
     return Made(
         path=path,
         num_samples=len(samples),
-        num_without_reference=sum(not _has_user_audio(sample) for sample in samples),
+        num_without_reference=sum(not _has_reference(sample) for sample in samples),
         speakers=frozenset(utterance.speaker for utterance in utterances if utterance.speaker is not None),
     )
 
 
-def _sample(utterance: Utterance, other: Utterance | None, folder: Path, system: str) -> dict[str, Any]:
-    if utterance.messages is not None:
-        messages = [_relative(message, folder) for message in utterance.messages]
-    else:
-        reference, said = utterance.reference, utterance.reference_text
-        if other is not None:
-            reference, said = other.audio, other.text
-        user: list[dict] = [{"type": "text", "text": said}] if said else []
-        if reference is not None:
-            user.append({"type": "audio", "audio_url": _path_from(folder, reference)})
-        user.append({"type": "text", "text": REQUEST + utterance.text})
-        target = {"type": "audio", "audio_url": _path_from(folder, utterance.audio)}
-        messages = [
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": [{"type": "text", "text": utterance.text}, target]},
-        ]
-        if system:
-            messages.insert(0, {"role": "system", "content": system})
-    return {"messages": messages} | ({"speaker": utterance.speaker} if utterance.speaker is not None else {})
+def _sample(
+    utterance: Utterance, other: Utterance | None, folder: Path, system: str | None, form: PromptForm
+) -> dict[str, Any]:
+    speaker = {"speaker": utterance.speaker} if utterance.speaker is not None else {}
+    if utterance.messages is not None:  # whole already; `data.prompt_form` gives it another form while reading
+        return {"messages": [_relative(message, folder) for message in utterance.messages], **speaker}
+    reference, said = utterance.reference, utterance.reference_text
+    if other is not None:
+        reference, said = other.audio, other.text
+    request = VoiceRequest(
+        utterance.text,
+        target=_audio_item(folder, utterance.audio),
+        reference=None if reference is None else _audio_item(folder, reference),
+        reference_text=said,
+    )
+    try:
+        return {**write_sample(request, form, system=system), **speaker}
+    except BadSampleError as error:
+        raise UserError(f"{utterance.place}: {error}; expected {error.expected}") from None
+
+
+def _audio_item(folder: Path, path: Path) -> dict[str, str]:
+    return {"type": "audio", "audio_url": _path_from(folder, path)}
 
 
 def _relative(message: dict, folder: Path) -> dict:
@@ -88,6 +100,7 @@ def _path_from(folder: Path, path: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def _has_user_audio(sample: dict) -> bool:
-    users = [message for message in sample["messages"] if message["role"] == "user"]
-    return any(item["type"] == "audio" for message in users for item in message["content"])
+def _has_reference(sample: dict) -> bool:
+    """Audio beside the one that is learned."""
+    contents = [message["content"] for message in sample["messages"] if not isinstance(message["content"], str)]
+    return sum(item["type"] == "audio" for content in contents for item in content) > 1

@@ -59,17 +59,18 @@ def test_a_sample_without_audio_to_learn_has_no_prompt(dataset: HiggsDataset, ru
     assert cut_prompt(sample, rules.layout) is None
 
 
-@pytest.mark.parametrize(("trained_as", "reference_turn"), [("as_is", "user"), ("assistant", "assistant")])
+@pytest.mark.parametrize(("form", "reference_turn"), [("as_is", "as_is"), ("as_is", "assistant"), ("boson", "as_is")])
 def test_a_text_with_a_reference_is_prompted_as_the_example_is_trained(
-    rules: SampleRules, example_dir: Path, tmp_path: Path, trained_as, reference_turn: str
+    rules: SampleRules, example_dir: Path, tmp_path: Path, form, reference_turn
 ):
-    rules = replace(rules, reference_turn=trained_as)
+    rules = replace(rules, prompt_form=form, reference_turn=reference_turn)
     dataset = build_dataset(example_dir / "val.json", rules=rules, cache_dir=tmp_path)
     trained = cut_prompt(dataset[0], rules.layout)
     built = build_voice_prompt(
         "We walked along the river until dusk.",
         reference_text="Nobody heard the second bell ring.",
         reference_codes=dataset[0].get_audio_codes(0),
+        form=form,
         reference_turn=reference_turn,
         tokenizer=rules.tokenizer,
         layout=rules.layout,
@@ -80,19 +81,20 @@ def test_a_text_with_a_reference_is_prompted_as_the_example_is_trained(
 
 
 @pytest.mark.parametrize(
-    ("reference_turn", "request_and_answer"),
+    ("form", "request_and_answer"),
     [
-        ("assistant", ["Please generate speech for: Say this.<|eot_id|>", "Say this.<|audio_out_bos|>"]),
+        ("as_is", ["Please generate speech for: Say this.<|eot_id|>", "Say this.<|audio_out_bos|>"]),
         ("boson", ["Say this.<|eot_id|>", "<|audio_out_bos|>"]),
     ],
 )
-def test_a_reference_in_an_assistant_turn(dataset, rules, reference_turn: str, request_and_answer: list[str]):
+def test_a_reference_in_an_assistant_turn(dataset, rules, form, request_and_answer: list[str]):
     codes = dataset[0].get_audio_codes(0)
     prompt = build_voice_prompt(
         "Say this.",
         reference_text="Heard that.",
         reference_codes=codes,
-        reference_turn=reference_turn,
+        form=form,
+        reference_turn="assistant",
         tokenizer=rules.tokenizer,
         layout=rules.layout,
     )
@@ -110,7 +112,7 @@ def test_a_text_without_a_reference(rules: SampleRules):
         "Say this.",
         reference_text=None,
         reference_codes=None,
-        reference_turn="user",
+        form="as_is",
         tokenizer=rules.tokenizer,
         layout=rules.layout,
     )
