@@ -33,6 +33,14 @@ def positive_or_zero(text: str) -> float:
     return _checked(text, float, lambda value: 0 <= value < math.inf, "a number of 0 or more")
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Several different numbers of 0 or more, with commas between."""
+    found = tuple(positive_or_zero(one.strip()) for one in text.split(","))
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected each number once")
+    return found
+
+
 def share(text: str) -> float:
     """A part of a whole, which may be all of it."""
     return _checked(text, float, lambda value: 0 < value <= 1, "a number above 0, up to 1")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_higgs.cli.arguments import count, count_or_zero, device, positive_or_zero, seconds, seed, share
+from ds_higgs.cli.arguments import count, count_or_zero, device, numbers, positive_or_zero, seconds, seed, share
 from ds_higgs.errors import UserError
 from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 
@@ -39,11 +39,13 @@ def add_commands(add_command: AddCommand) -> None:
         help="boson_multimodal's own names, or those of transformers >= 5.3 (original)",
     )
     export.add_argument("--base", help="base checkpoint, where the one that the adapter names is elsewhere now")
+    _add_scale_flag(export)
     export.add_argument("--licence", default="other", help="for the model card (other)")
 
     generate = add_command("generate", _generate, "speak a text, or a manifest's samples, to WAV files")
     _add_model_flags(generate)
     generate.add_argument("--adapter", type=Path, help="a run's folder, a checkpoint of it, or an adapter")
+    _add_scale_flag(generate)
     what = generate.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="the text to speak")
     what.add_argument("--manifest", type=Path, help="speak the samples of this manifest")
@@ -61,6 +63,11 @@ def add_commands(add_command: AddCommand) -> None:
     evaluate = add_command("evaluate", _evaluate, "losses and speech of checkpoints against their base, in one table")
     evaluate.add_argument("sources", type=Path, nargs="*", metavar="RUN", help="runs, checkpoints or adapters")
     _add_model_flags(evaluate)
+    scale = evaluate.add_mutually_exclusive_group()
+    _add_scale_flag(scale)
+    scale.add_argument(
+        "--sweep-scale", type=numbers, metavar="S,S,...", help="a column for each of these shares of the adapter"
+    )
     evaluate.add_argument("--manifest", type=Path, help="samples to evaluate on (the run's validation manifest)")
     evaluate.add_argument("-o", "--out", type=Path, help="folder for WAVs and evaluation.json (RUN/evaluation)")
     evaluate.add_argument("--no-base", action="store_true", help="leave the base without adapter out")
@@ -73,6 +80,12 @@ def add_commands(add_command: AddCommand) -> None:
     report = add_command("report", _report, "one HTML page of a run, or of several side by side")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     report.add_argument("-o", "--out", type=Path, help="the page (report.html in the first run's folder)")
+
+
+def _add_scale_flag(parser: "argparse._ActionsContainer") -> None:
+    parser.add_argument(
+        "--lora-scale", type=positive_or_zero, default=1.0, help="how much of the adapter: 0 is the base (1)"
+    )
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +137,7 @@ def _export(arguments: argparse.Namespace) -> None:
         layout=arguments.format,
         base=arguments.base,
         licence=arguments.licence,
+        lora_scale=arguments.lora_scale,
     )
     kind = "merged model" if arguments.merge else "adapter"
     print(f"{arguments.out}: {kind} in the {arguments.format} format; README.md tells how to use it")
@@ -141,6 +155,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         revision=arguments.revision,
         adapter=arguments.adapter,
         step=arguments.step,
+        lora_scale=arguments.lora_scale,
         codec=arguments.codec,
         device=arguments.device,
         precision=arguments.precision,
@@ -179,6 +194,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         base=arguments.base,
         step=arguments.step,
         with_base=not arguments.no_base,
+        scales=arguments.sweep_scale or (arguments.lora_scale,),
         revision=arguments.revision,
         codec=arguments.codec,
         device=arguments.device,

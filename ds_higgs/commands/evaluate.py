@@ -205,9 +205,18 @@ def _cell(value: float | None) -> str:
 
 
 def build_columns(
-    sources: Sequence[Path], *, base: str | None, step: int | None, with_base: bool, **options: Any
+    sources: Sequence[Path],
+    *,
+    base: str | None,
+    step: int | None,
+    with_base: bool,
+    scales: Sequence[float] = (1.0,),
+    **options: Any,
 ) -> dict[str, VoiceOptions]:
     """A column for every source, named after it, with that of the base before them.
+
+    Args:
+        scales: of the adapters; for each one a column, named like "run@0.5".
 
     Raises:
         UserError: where there is nothing to evaluate.
@@ -219,7 +228,9 @@ def build_columns(
         columns[BASE] = VoiceOptions(base=base, read_as=sources[0] if sources else None, step=step, **options)
     for source in sources:
         name = source.resolve().name
-        while name in columns:
+        while any(taken.split("@")[0] == name for taken in columns):
             name += "'"
-        columns[name] = VoiceOptions(base=base, adapter=source, step=step, **options)
+        for scale in scales:
+            column = name if scale == 1 else f"{name}@{scale:g}"
+            columns[column] = VoiceOptions(base=base, adapter=source, step=step, lora_scale=scale, **options)
     return columns

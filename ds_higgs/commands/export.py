@@ -1,6 +1,10 @@
 """Exports what a run has learned: a PEFT adapter or a merged model, in boson's format or that of transformers."""
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +15,7 @@ from ds_higgs.adapters.card import BASE_LICENCE, describe, write_card, write_usa
 from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, merge_adapter, read_adapter_config
 from ds_higgs.adapters.native import save_native_adapter, save_native_model
 from ds_higgs.adapters.opening import Adapter, open_adapter
+from ds_higgs.adapters.scaling import scale_adapter
 from ds_higgs.errors import UserError
 from ds_higgs.files import replaced_whole, write_json
 from ds_higgs.model.loading import (
@@ -37,6 +42,7 @@ def export(
     layout: Format = "original",
     base: str | None = None,
     licence: str = BASE_LICENCE,
+    lora_scale: float = 1.0,
 ) -> None:
     """Write the adapter of `source`, or the base merged with it, to the new folder `out`; whole or not at all.
 
@@ -45,13 +51,18 @@ def export(
         step: of a run; None: the final adapter, or the newest where that is newer.
         precision: of a merged model.
         base: folder or hub id, where the one that the adapter names is elsewhere now.
+        lora_scale: how much of the adapter: 0 is the base, 1 what was trained.
 
     Raises:
         UserError: for what is missing or does not fit, and for an `out` that has something in it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; expected a new or empty folder")
-    with replaced_whole(out) as unfinished, open_adapter(source, step=step, base=base) as adapter:
+    with (
+        replaced_whole(out) as unfinished,
+        open_adapter(source, step=step, base=base) as opened,
+        _scaled(opened, lora_scale) as adapter,
+    ):
         if merge:
             _export_merged(adapter, unfinished, dtype=DTYPES[precision], layout=layout)
         else:
@@ -60,6 +71,21 @@ def export(
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         if (prompt := adapter.prompt()) is not None:
             prompt.write(unfinished)
+
+
+@contextmanager
+def _scaled(adapter: Adapter, scale: float) -> Iterator[Adapter]:
+    """The adapter, or a copy of it that adds `scale` times as much to the base."""
+    if scale == 1:
+        yield adapter
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = resolve_base(adapter.base, adapter.revision)
+        model = load_adapter(load_model(base, dtype=torch.float32), adapter.folder)
+        scale_adapter(model, scale)
+        model.save_pretrained(str(folder))
+        yield replace(adapter, folder=folder)
 
 
 def _export_adapter(adapter: Adapter, out: Path, *, layout: Format) -> None:

@@ -26,6 +26,7 @@ class VoiceOptions:
     base: folder or hub id; None: the one that the adapter names.
     read_as: the adapter whose run says how manifests and losses are read; None: `adapter`.
     step: of a run, for `adapter` and `read_as`.
+    lora_scale: how much of the adapter: 0 is the base, 1 what was trained.
     codec, prompt_form, reference_turn, on_bad_sample, max_audio_s, cache_dir: of the configuration's data; None: as in
         the run, or its default where there is none.
     """
@@ -35,6 +36,7 @@ class VoiceOptions:
     adapter: Path | None = None
     read_as: Path | None = None
     step: int | None = None
+    lora_scale: float = 1.0
     device: str | None = None
     precision: str | None = None
     codec: str | None = None
@@ -75,6 +77,8 @@ def load_voice(options: VoiceOptions) -> tuple[Voice, LossConfig]:
     if source is None:
         if options.base is None:
             raise UserError("no model: expected --base, or --adapter with an adapter that names its base")
+        if options.lora_scale != 1:
+            raise UserError("--lora-scale: no adapter to scale; expected --adapter")
         folder = resolve_base(options.base, options.revision)
         return _load(options, folder, None, None, TrainedPrompt.read(folder))
     with open_adapter(source, step=options.step, base=options.base) as opened:
@@ -98,6 +102,7 @@ def _load(
         cache_dir=setup.code_cache_dir(data),
         device=options.device,
         dtype=None if options.precision is None else DTYPES[options.precision],
+        lora_scale=options.lora_scale,
     )
     return voice, LossConfig() if run is None else run.loss
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ds_higgs.adapters.merging import load_adapter
+from ds_higgs.adapters.scaling import scale_adapter
 from ds_higgs.data.audio import Segment, decode
 from ds_higgs.data.build import OnBadSample, build_dataset
 from ds_higgs.data.codec.source import AudioCodec
@@ -43,6 +44,7 @@ class Voice:
         cache_dir: Path,
         device: str | None = None,
         dtype: torch.dtype | None = None,
+        lora_scale: float = 1.0,
     ) -> "Voice":
         """Load a base checkpoint with an adapter on it (None: without).
 
@@ -50,6 +52,7 @@ class Voice:
             rules: for manifests that will be read; they name the codec too.
             cache_dir: of codes.
             device, dtype: None: the GPU in bf16 where there is one, else the CPU in fp32.
+            lora_scale: how much of the adapter; see `scale_adapter`.
 
         Raises:
             UserError: for what is missing or does not fit.
@@ -60,7 +63,9 @@ class Voice:
             raise UserError(f"{base}: speaking with a base checkpoint that has a Whisper tower is not supported")
         model = load_model(base, dtype=dtype)
         if adapter is not None:
-            model = unwrap(load_adapter(model, adapter))
+            adapted = load_adapter(model, adapter)
+            scale_adapter(adapted, lora_scale)
+            model = unwrap(adapted)
         return cls(
             model=model.eval().to(device),
             rules=rules,

@@ -77,16 +77,19 @@ def test_a_manifest_is_spoken(run: Path, example_dir: Path, tmp_path: Path):
 
 def test_checkpoints_are_compared_with_their_base(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     options = ["--count", "1", "--max-seconds", "0.5", "--cache-dir", str(tmp_path / "codes")]
-    run_command(["evaluate", str(run), *options])
+    run_command(["evaluate", str(run), "--sweep-scale", "0,1", *options])
     heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["base", "voice"]
+    assert heading.split() == ["base", "voice@0", "voice"]
     record = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    base, adapted = (column["values"] for column in record["columns"])
+    base, nothing, adapted = (column["values"] for column in record["columns"])
+    assert nothing == base
     assert base["audio_loss"] == pytest.approx(6.96, abs=0.02)
     assert base["audio_loss"] != adapted["audio_loss"]
     assert any(f"{base['audio_loss']:.4f}" in line and f"{adapted['audio_loss']:.4f}" in line for line in lines)
     files = {column["name"]: column["samples"][0]["file"] for column in record["columns"]}
-    assert files == {"base": "base/000.wav", "voice": "voice/000.wav"}
+    assert files == {"base": "base/000.wav", "voice@0": "voice@0/000.wav", "voice": "voice/000.wav"}
+    waveforms = {name: (run / "evaluation" / file).read_bytes() for name, file in files.items()}
+    assert waveforms["base"] == waveforms["voice@0"] != waveforms["voice"]
     assert (run / "evaluation" / "voice" / "000.wav").is_file()
 
 
@@ -153,6 +156,7 @@ def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_p
         (["generate", "--adapter", "RUN", "--manifest", "m", "-o", "x", "--reference", "r"], "go with --text"),
         (["generate", "--adapter", "nowhere", "--text", "a", "-o", "x.wav"], "nowhere: not the folder of a run"),
         (["evaluate"], "nothing to evaluate"),
+        (["generate", "--base", "BASE", "--text", "a", "-o", "x.wav", "--lora-scale", "0"], "--lora-scale: no adapter"),
         (["evaluate", "--base", "BASE", "-o", "x"], "nothing to evaluate on"),
         (["export", "RUN", "-o", "RUN"], "expected a new or empty folder"),
     ],

@@ -9,6 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from ds_higgs.adapters.merging import ADAPTER_WEIGHTS, load_adapter, merge_adapter
+from ds_higgs.adapters.scaling import scale_adapter
 from ds_higgs.errors import UserError
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.lora import apply_lora
@@ -66,6 +67,35 @@ def test_the_merged_model_gives_the_unmerged_logits(tiny_base: Path, dora: bool)
     for got, want in zip(compute_logits(merged), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert merged.state_dict().keys() == load_file(tiny_base / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize(("dora", "scale"), [(False, 0.0), (False, 0.5), (True, 0.0), (True, 0.5)])
+def test_a_scaled_adapter_is_the_same_at_run_time_merged_and_saved(
+    tiny_base: Path, tmp_path: Path, dora: bool, scale: float
+):
+    scaled = build_trained(tiny_base, dora=dora)
+    full = compute_logits(scaled)
+    scale_adapter(scaled, scale)
+    run_time = compute_logits(scaled)
+    scaled.save_pretrained(tmp_path)
+    saved = compute_logits(load_adapter(load_model(tiny_base, dtype=torch.float32), tmp_path).eval())
+    merged = compute_logits(merge_adapter(scaled, dtype=torch.float32))
+    base = compute_logits(load_model(tiny_base, dtype=torch.float32).eval())
+    for at_run_time, of_saved, of_merged, of_base, of_full in zip(run_time, saved, merged, base, full, strict=True):
+        assert torch.equal(of_saved, at_run_time)
+        torch.testing.assert_close(of_merged, at_run_time, atol=1e-5 if dora else 1e-6, rtol=1e-5)
+        assert torch.equal(at_run_time, of_base) == torch.equal(of_merged, of_base) == (scale == 0)
+        assert not torch.equal(at_run_time, of_full)
+
+
+def test_half_an_adapter_adds_half(tiny_base: Path):
+    """In the weights: LoRA's update, and a module that was trained whole."""
+    base = load_model(tiny_base, dtype=torch.float32).state_dict()
+    full = merge_adapter(build_trained(tiny_base), dtype=torch.float32).state_dict()
+    half = build_trained(tiny_base)
+    scale_adapter(half, 0.5)
+    for name, weight in merge_adapter(half, dtype=torch.float32).state_dict().items():
+        torch.testing.assert_close(weight, (base[name] + full[name]) / 2, atol=1e-6, rtol=0)
 
 
 def test_a_bf16_merge_rounds_once(tiny_base: Path):

@@ -196,3 +196,14 @@ def test_nothing_is_overwritten_and_nothing_half_done_is_left(run: Path, tmp_pat
 def test_a_folder_without_anything_to_export_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="not the folder of a run"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_half_an_adapter_is_the_same_as_an_adapter_and_merged(run: Path, tiny_base: Path, tmp_path: Path):
+    for name, options in (("adapter", {}), ("merged", {"merge": True, "precision": "fp32"})):
+        export(run, tmp_path / name, lora_scale=0.5, **options)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["lora_alpha"], config["base_model_name_or_path"]) == (2.0, str(tiny_base))
+    half = load_adapter(load_model(tiny_base, dtype=torch.float32), tmp_path / "adapter")
+    assert_same(
+        load_file(tmp_path / "merged" / "model.safetensors"), merge_adapter(half, dtype=torch.float32).state_dict()
+    )
