@@ -37,7 +37,7 @@ def test_killed_stopped_and_broken_runs_end_as_if_nothing_had_happened(tmp_path,
 def check_a_damaged_path_is_the_users_mistake(config: Path, checkpoint: Path) -> None:
     shard = sorted(checkpoint.glob("*optim_states.pt"))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
-    done = launching.run(launching.ds_higgs("train", "-c", config, "--checkpoint.resume", checkpoint))
+    done = launching.run_ds_higgs("train", "-c", config, "--checkpoint.resume", checkpoint)
     assert done.returncode == 2, done.stdout
     assert shard.name in done.stdout
     assert "Traceback" not in done.stdout

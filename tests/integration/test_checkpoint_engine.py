@@ -18,7 +18,7 @@ CASES = (
 
 
 def run_cases(cases: tuple[str, ...], folder: Path, *, stage: int, precision: str, ranks: int) -> None:
-    done = launching.run(launching.torchrun(ranks, WORKER, ",".join(cases), folder, str(stage), precision))
+    done = launching.run_ranks(ranks, WORKER, ",".join(cases), folder, str(stage), precision)
     assert done.returncode == 0, done.stdout[-6000:]
 
 

@@ -139,11 +139,10 @@ def add_gradients(module: StepModule, batches: list[Batch], masters: dict[str, t
 
 
 def train(ranks: int, chosen: list[Setting], base: Path, folder: Path) -> dict[str, dict]:
-    """What the launcher's ranks found in every setting, by its name."""
+    """What the ranks found in every setting, by its name."""
     (folder / "settings.json").write_text(json.dumps([{"name": one.name, **asdict(one)} for one in chosen]))
     output = folder / "results.pt"
-    command = launching.deepspeed(ranks, PROGRAM, base, output, folder / "settings.json")
-    done = launching.run(command, timeout_s=1200)
+    done = launching.run_ranks(ranks, PROGRAM, base, output, folder / "settings.json")
     assert done.returncode == 0, done.stdout[-4000:]
     return torch.load(output, weights_only=True)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
+from tests.support.fork_server import run_forked
 from tests.support.patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,26 @@ def run(
         timeout=timeout_s,
         check=False,
     )
+
+
+def run_ds_higgs(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command line, without a launcher, in a fork: for what a command does rather than how it starts."""
+    words = ["-m", "ds_higgs", *(str(argument) for argument in arguments)]
+    environment = free_environment()
+    [status], output = run_forked([(words, environment)], cwd=cwd, environment=environment)
+    return subprocess.CompletedProcess(words, status, output)
+
+
+def run_ranks(ranks: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A program (`FILE ...` or `-m MODULE ...`) as `ranks` ranks of one job, without a launcher, in forks."""
+    environment = free_environment()
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+    programs = [
+        ([str(word) for word in words], {**environment, **job, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(ranks)
+    ]
+    statuses, output = run_forked(programs, cwd=ROOT, environment=environment)
+    return subprocess.CompletedProcess(words, next((status for status in statuses if status), 0), output)
 
 
 def free_port() -> str:

@@ -157,6 +157,7 @@ def code_in_a_file_is_refused(run_dir: Path, stage: int, precision: str) -> None
     assert read_adapter_weights(path)
     exported = {"*optim_states.pt": stage == 3, "*model_states.pt": True}  # what an export reads
     for kind in exported if stage else ["*model_states.pt"]:
+        torch.distributed.barrier()  # the other rank has read what is forged now
         if engine.global_rank == 0:
             forge(path, kind, runs=run_dir / "it-ran")
         torch.distributed.barrier()

@@ -154,7 +154,7 @@ def test_each_forms_manifest_is_trained_on(tmp_path, tiny_base, form):
         "data.cache_dir": tmp_path / "codes",
     }
     flags = [part for key, value in keys.items() for part in (f"--{key}", value)]
-    done = launching.run(launching.ds_higgs("train", *flags))
+    done = launching.run_ds_higgs("train", *flags)
     assert done.returncode == 0, done.stdout[-4000:]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["num_audio_targets"] > 0 for line in lines if line["event"] == "step"] == [True, True]
