@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Make a virtual environment and install ds_higgs with everything it needs; quick where that is done already.
 #
-#   bash launch/install.sh [VENV] [EXTRAS]       default: .venv, no extras; EXTRAS: dev, codec, ...
+#   bash launch/install.sh [VENV] [EXTRAS]       default: .venv, no extras; EXTRAS: dev, datasets, liger, nf4, wandb
 #
-# PYTHON: the interpreter (python3). TORCH: what to install as torch; torch is left alone where VENV has one.
+# PYTHON: the interpreter (python3). TORCH: what to install as torch (a build that fits the driver); torch is left alone
+# where VENV has one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${1:-.venv}
 extras=${2:-}
 python=${PYTHON:-python3}
-torch=${TORCH:-torch==2.13.0}
+read -ra torch <<<"${TORCH:-$(bash launch/choose_torch.sh)}"
 
 # Quick where an earlier run installed the same, with these extras or more.
 state=$(cat pyproject.toml launch/install.sh | cksum)
@@ -29,11 +30,8 @@ echo "installing into $venv"
 [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q)
 # torch first and alone: the other packages then take the one that is there.
-"$venv/bin/python" -c "import torch" 2>/dev/null || "${pip[@]}" "$torch"
+"$venv/bin/python" -c "import torch" 2>/dev/null || "${pip[@]}" "${torch[@]}"
 "${pip[@]}" -e ".${extras:+[$extras]}"
 # Declared dependencies of these would replace torch and break transformers.
-"${pip[@]}" --no-deps boson-multimodal==0.1.1
-if [[ ,$extras, == *,codec,* ]]; then
-  "${pip[@]}" --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2
-fi
+"${pip[@]}" --no-deps boson-multimodal==0.1.1 descript-audio-codec==1.0.0 descript-audiotools==0.7.2
 echo "$state $extras" >"$venv/.installed"

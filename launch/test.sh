@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv-test
-bash launch/install.sh "$venv" dev,codec,datasets
+bash launch/install.sh "$venv" dev,datasets
 export PATH="$PWD/$venv/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 # Compiled once, so that tests running side by side do not compile it twice. Nothing to do where it has been.

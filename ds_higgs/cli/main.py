@@ -15,7 +15,7 @@ from ds_higgs.cli.speech import add_commands as add_speech_commands
 from ds_higgs.config import Config
 from ds_higgs.config.file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
 from ds_higgs.errors import UserError
-from ds_higgs.job.preflight import check_file_writable, check_folder_writable
+from ds_higgs.job.preflight import check_file_writable, check_folder_writable, explain_missing
 from ds_higgs.job.process_exit import run_and_exit
 
 Command = Callable[[argparse.Namespace, list[str]], None]
@@ -29,7 +29,7 @@ def entry_point() -> NoReturn:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; its exit status, where no error is raised that is not the user's."""
     try:
-        run(arguments)
+        _run_complete(arguments)
     except UserError as error:
         # Ranks find the same mistake: the first of each machine tells it whole.
         rank = int(os.environ.get("LOCAL_RANK", "-1"))
@@ -39,6 +39,14 @@ def main(arguments: Sequence[str]) -> int:
         print(f"ds-higgs: {message}", file=sys.stderr, flush=True)
         return 2
     return 0
+
+
+def _run_complete(arguments: Sequence[str]) -> None:
+    """`run`, where packages that no dependency can bring may be missing."""
+    try:
+        run(arguments)
+    except ModuleNotFoundError as error:
+        raise explain_missing(error) or error from None
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -9,6 +9,11 @@ from typing import Any
 
 from ds_higgs.errors import UserError
 
+# What they declare would replace torch and break transformers, so no dependency of ours can bring them.
+BOSON_PACKAGES = ("boson-multimodal==0.1.1", "descript-audio-codec==1.0.0", "descript-audiotools==0.7.2")
+HOW_TO_INSTALL_BOSON = "pip install --no-deps " + " ".join(BOSON_PACKAGES)
+_BROUGHT_BY_THEM = ("boson_multimodal", "dac", "audiotools")
+
 # DeepSpeed's section of a tracker, and the package that it imports once the model is loaded.
 TRACKER_PACKAGES = {"wandb": "wandb", "comet": "comet_ml", "tensorboard": "tensorboard"}
 
@@ -63,6 +68,14 @@ def check_trackers(deepspeed_config: Mapping[str, Any]) -> None:
     ]
     if missing:
         raise UserError.from_problems("a tracker cannot be used; leave its key in `logging` out, or:", missing)
+
+
+def explain_missing(error: ModuleNotFoundError) -> UserError | None:
+    """What to install where an import failed because of BOSON_PACKAGES; None for any other module."""
+    module = (error.name or "").partition(".")[0]
+    if module not in _BROUGHT_BY_THEM:
+        return None
+    return UserError(f"the package of {module} is not installed; to complete this installation: {HOW_TO_INSTALL_BOSON}")
 
 
 def is_installed(package: str) -> bool:

@@ -9,9 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from ds_higgs.commands.doctor.finding import Finding, judge
 from ds_higgs.errors import UserError
-from ds_higgs.job.preflight import is_installed
-
-BOSON = ("boson-multimodal", "0.1.1", "pip install --no-deps boson-multimodal==0.1.1")
+from ds_higgs.job.preflight import BOSON_PACKAGES, HOW_TO_INSTALL_BOSON, is_installed
 
 
 def check_packages() -> Iterator[Finding]:
@@ -27,7 +25,9 @@ def check_packages() -> Iterator[Finding]:
         if pinned:
             name, wanted = pinned.groups()
             yield check_version(name, wanted, f"pip install {name}=={wanted}")
-    yield check_version(*BOSON)
+    for package in BOSON_PACKAGES:
+        name, _, wanted = package.partition("==")
+        yield check_version(name, wanted, HOW_TO_INSTALL_BOSON)
 
 
 def check_version(name: str, wanted: str, cure: str) -> Finding:
@@ -46,7 +46,7 @@ def check_model() -> Iterator[Finding]:
 
         check_model_class(HiggsAudioModel, allow_fork=False)
     except UserError as error:
-        yield Finding("HiggsAudioModel", str(error), "fail", BOSON[2])
+        yield Finding("HiggsAudioModel", str(error), "fail", HOW_TO_INSTALL_BOSON)
     except ImportError as error:
         yield Finding("HiggsAudioModel", f"cannot be imported: {error}", "fail", "mend the packages above")
     else:
@@ -57,7 +57,7 @@ def check_codec_packages() -> Iterator[Finding]:
     """What the released audio tokenizer imports; and packages that break transformers beside a CPU build of torch."""
     import torch
 
-    from ds_higgs.data.codec.higgs import HOW_TO_INSTALL, import_tokenizer
+    from ds_higgs.data.codec.higgs import import_tokenizer
 
     broken = [name for name in ("torchaudio", "torchvision") if PathFinder.find_spec(name) is not None]
     if broken and torch.version.cuda is None:
@@ -67,7 +67,7 @@ def check_codec_packages() -> Iterator[Finding]:
     try:
         import_tokenizer()
     except UserError as error:
-        yield Finding("audio codec's packages", str(error), "fail", HOW_TO_INSTALL)
+        yield Finding("audio codec's packages", str(error), "fail", HOW_TO_INSTALL_BOSON)
     else:
         yield Finding("audio codec's packages", "installed")
 

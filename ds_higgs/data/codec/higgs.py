@@ -15,6 +15,7 @@ from ds_higgs.data.codec.source import CodecKind, CodecSource, Geometry
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
+from ds_higgs.job.preflight import HOW_TO_INSTALL_BOSON
 
 # Inside a codec's folder, where `ds-higgs download --out` puts it; boson's tokenizer fetches it by its name.
 SEMANTIC_FOLDER = "semantic_model"
@@ -25,10 +26,6 @@ _SEMANTIC_REPOSITORIES = {
     "hubert_base": "facebook/hubert-base-ls960",
     "wavlm_base_plus": "microsoft/wavlm-base-plus",
 }
-HOW_TO_INSTALL = (
-    "pip install 'ds_higgs[codec]' and "
-    "pip install --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2"
-)  # fmt: skip
 
 
 class HiggsTokenizerCodec(BatchedCodec):
@@ -58,7 +55,7 @@ def import_tokenizer() -> Any:
         from boson_multimodal.audio_processing import higgs_audio_tokenizer
     except ImportError as error:
         raise UserError(
-            f"the Higgs audio tokenizer needs {error.name or error}; install it: {HOW_TO_INSTALL}"
+            f"the Higgs audio tokenizer needs {error.name or error}; install it: {HOW_TO_INSTALL_BOSON}"
         ) from None
     return higgs_audio_tokenizer
 

@@ -1,0 +1,82 @@
+"""What is installed: the wheel is whole, torch's build fits the driver, and what cannot be declared is named."""
+
+import re
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ds_higgs.job.preflight import BOSON_PACKAGES, HOW_TO_INSTALL_BOSON
+from tests.support import launching
+from tests.support.launching import ROOT
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_the_licence(tmp_path):
+    done = launching.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            tmp_path,
+            copy(tmp_path),
+        ]
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    [wheel] = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "ds_higgs").rglob("*") if path.is_file()}
+    assert {name for name in files if "__pycache__" not in name} <= packed
+    assert any(name.endswith("LICENSE") for name in packed)
+
+
+def copy(folder: Path) -> Path:
+    """The files that a wheel is built from, away from the checkout: setuptools writes beside them."""
+    source = folder / "source"
+    shutil.copytree(ROOT / "ds_higgs", source / "ds_higgs", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        ("580.65.06", "torch==2.13.0"),
+        ("550.54.15", "torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126"),
+        ("470.10", None),
+        (None, "torch==2.13.0"),
+    ],
+)
+def test_torch_fits_the_driver(tmp_path, driver, expected):
+    if driver is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {driver}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    done = launching.run(["bash", "launch/choose_torch.sh"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert done.returncode == (0 if expected else 1)
+    assert done.stdout.strip() == expected if expected else "525 or newer expected" in done.stdout
+
+
+def test_without_bosons_package_the_first_command_names_the_one_that_installs_it(tmp_path):
+    (tmp_path / "boson_multimodal.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'boson_multimodal'\", name='boson_multimodal')"
+    )
+    done = launching.run(launching.ds_higgs("init-tiny", tmp_path / "base"), env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert (done.returncode, "Traceback" in done.stdout) == (2, False), done.stdout
+    assert HOW_TO_INSTALL_BOSON in done.stdout
+
+
+def test_one_list_of_packages_and_files_that_exist():
+    script = (ROOT / "launch" / "install.sh").read_text()
+    assert " ".join(BOSON_PACKAGES) in script
+    docker = (ROOT / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.*) \S+$", docker, flags=re.MULTILINE):
+        assert all((ROOT / name).exists() for name in line.split())
+    assert all((ROOT / name).exists() for name in re.findall(r"bash (\S+\.sh)", docker))
+    assert (ROOT / "LICENSE").read_text().strip().startswith("Apache License")
