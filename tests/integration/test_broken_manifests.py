@@ -17,6 +17,7 @@ import soundfile
 
 from ds_higgs.cli.main import run
 from ds_higgs.errors import UserError
+from tests.support import launching
 
 CASES = int(os.environ.get("DS_HIGGS_BROKEN_CASES", "25"))
 RATE = 24000
@@ -182,9 +183,9 @@ def test_every_bad_sample_is_named_and_no_good_one(seed, tmp_path, audio, flags,
 @pytest.mark.parametrize("seed", range(1000, 1000 + max(2, CASES // 5)))
 def test_train_stops_before_it_writes_anything(seed, tmp_path, audio, flags):
     manifest, bad, _ = make_case(seed, tmp_path, audio)
-    with pytest.raises(UserError) as caught:
-        run(["train", *flags, f"--train_manifest={manifest}", f"--output_dir={tmp_path / 'run'}"])
-    named = re.findall(rf"^  - {manifest.name}:(\d+): ", str(caught.value), flags=re.MULTILINE)
+    done = launching.run_ds_higgs("train", *flags, f"--train_manifest={manifest}", f"--output_dir={tmp_path / 'run'}")
+    assert done.returncode == 2, done.stdout
+    named = re.findall(rf"^  - {manifest.name}:(\d+): ", done.stdout, flags=re.MULTILINE)
     assert {int(number) for number in named} == bad
     assert not (tmp_path / "run").exists()
 
@@ -193,7 +194,9 @@ def test_train_stops_before_it_writes_anything(seed, tmp_path, audio, flags):
 def test_train_on_the_rest_and_list_the_rejected(seed, tmp_path, audio, flags):
     manifest, bad, count = make_case(seed, tmp_path, audio)
     arguments = [f"--train_manifest={manifest}", f"--output_dir={tmp_path / 'run'}", "--data.on_bad_sample=skip"]
-    run(["train", *flags, *arguments, "--batch_size=1", "--data.num_workers=0", "--logging.progress=false"])
+    quiet = ["--batch_size=1", "--data.num_workers=0", "--logging.progress=false"]
+    done = launching.run_ds_higgs("train", *flags, *arguments, *quiet)
+    assert done.returncode == 0, done.stdout
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
     assert {line["number"] for line in rejected} == bad
     assert len(rejected) == len(bad)

@@ -70,8 +70,8 @@ def test_status_and_output_are_those_of_a_usual_exit(body, status):
 
 
 @pytest.mark.parametrize("seconds", [0.15, 0.5, 1.5, 4])
-def test_an_interrupt_at_any_moment_is_no_traceback(seconds):
-    command = [sys.executable, "-m", "ds_higgs", "doctor"]
+def test_an_interrupt_at_any_moment_is_no_traceback(seconds, tmp_path):
+    command = [sys.executable, "-m", "ds_higgs", "init-tiny", str(tmp_path / "base")]
     process = subprocess.Popen(
         command, env=launching.free_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
