@@ -113,7 +113,9 @@ def build_voice_prompt(
         reference_text=reference_text,
     )
     sample = parse_sample(write_sample(request, form, system=system))
-    tokenized = tokenize(take_form(sample, form, reference_turn).sample, tokenizer, layout)
+    if form == "as_is":  # a sample that is served already must not lose a phrase that is meant to be spoken
+        sample = take_form(sample, form, reference_turn).sample
+    tokenized = tokenize(sample, tokenizer, layout)
     input_ids = torch.tensor(tokenized.tokens)
     empty = torch.zeros((layout.num_codebooks, 0), dtype=torch.long)
     codes = [empty] if reference_codes is None else [reference_codes, empty]
