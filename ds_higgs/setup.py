@@ -14,6 +14,7 @@ from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Progress
+from ds_higgs.data.exclusion import read_exclude_list
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.data.prompt_forms import served_form
@@ -50,7 +51,7 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
         wanted, of_base = getattr(config, key), getattr(model_config, key)
         if wanted not in ("auto", of_base):
             logger.warning("data.%s is %s, the base checkpoint has %s: inference will differ", key, wanted, of_base)
-    return build_rules(
+    rules = build_rules(
         tokenizer=load_tokenizer(base),
         model_config=model_config,
         codec=find_codec(config.codec, base),
@@ -63,6 +64,10 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
         reference_turn=config.reference_turn,
         prompt_form=config.prompt_form,
     )
+    if config.exclude is None:
+        return rules
+    manifests = [manifest for manifest in (config.train_manifest, config.val_manifest) if manifest is not None]
+    return replace(rules, exclude=read_exclude_list(config.exclude, manifests))
 
 
 def validation_rules(rules: SampleRules) -> SampleRules:

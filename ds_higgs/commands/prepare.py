@@ -68,6 +68,7 @@ def _prepare_manifest(
         print(
             f"{manifest}: {preparation.num_samples} samples"
             + (f" ({left_out} left out)" if left_out else "")
+            + (f" ({preparation.num_excluded} left out by data.exclude)" if preparation.num_excluded else "")
             + f", {preparation.num_clips} clips: {preparation.num_missing} encoded now, "
             f"{preparation.num_clips - preparation.num_missing} in the cache already ({cache_dir})"
         )

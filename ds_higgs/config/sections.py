@@ -127,6 +127,9 @@ class DataConfig(Section):
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="At a sample that cannot be trained on: report and stop, or leave it out."
     )
+    exclude: FilePath | None = Field(
+        None, description="List of samples to leave out, a name such as train.json:3 a line; see `ds-higgs inspect`."
+    )
     max_audio_s: Seconds = Field(30.0, description="Longest audio clip, in seconds.")
     min_audio_s: SecondsOrZero = Field(0.2, description="Shortest audio clip, in seconds.")
     reference_turn: Literal["as_is", "assistant"] = Field(

@@ -1,7 +1,7 @@
 """From a manifest to a data set: check every sample, encode what the cache lacks, each rank its share."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -14,6 +14,7 @@ from ds_higgs.data.cache import CodeCache
 from ds_higgs.data.clips import ClipFinder, HashMemo
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Encoder, Progress, plan_units, start_helpers
+from ds_higgs.data.exclusion import Exclusion
 from ds_higgs.data.manifest import problem_at
 from ds_higgs.data.problems import BadSampleError, Problem, raise_problems
 from ds_higgs.data.rules import SampleRules
@@ -70,6 +71,7 @@ class Preparation:
 
     problems: everything found so far, of all ranks.
     parts: the samples, after `analyse`.
+    num_excluded: samples that the rules leave out by name.
     num_clips, num_missing: distinct clips, and those of them that the cache lacked before `encode`.
     """
 
@@ -86,6 +88,7 @@ class Preparation:
         self.parts: Parts
         self.num_clips = 0
         self.num_missing = 0
+        self.num_excluded = 0
         self._rules = rules
         self._cache_dir = cache_dir
         self._cache = CodeCache(cache_dir, rules.codec.identity)
@@ -117,13 +120,17 @@ class Preparation:
         memo = HashMemo(self._cache_dir)
         audio_root = self._rules.audio_root or self.manifest.parent
         finder = ClipFinder(self._cache, memo, audio_root=audio_root, limits=self._rules.limits)
-        share = share_of(self.manifest, self._ranks.rank, self._ranks.world_size)
+        exclusion = Exclusion(self.manifest, self._rules.exclude)
+        share = exclusion.keep(share_of(self.manifest, self._ranks.rank, self._ranks.world_size))
         entries = takewhile(lambda entry: not self._ranks.stop_requested(), share)
         part = analyse(entries, self.manifest, self._rules, finder)
         memo.save()
         self._ranks.stop_here()
         self.parts = exchange_parts(part, self._ranks.gather, mixed=self._rules.prompt_form == "mixed")
         self.problems = list(self.parts.problems)
+        if exclusion.names:
+            exclusion.check_met(self._gather_names(exclusion.met))
+            self.num_excluded = len(exclusion.names)
         if not self.problems and not self.parts.clips:
             raise UserError(f"{self.manifest}: the manifest holds no samples")
 
@@ -204,6 +211,10 @@ class Preparation:
         self._cache = CodeCache(self._cache_dir, self._rules.codec.identity)
         self._cache.leave_out(name for found in damaged for name in json.loads(found))
         self._cache.scan()
+
+    def _gather_names(self, names: Collection[str]) -> list[str]:
+        """Those of all ranks."""
+        return [name for part in self._ranks.gather(json.dumps(sorted(names)).encode()) for name in json.loads(part)]
 
     def _exchange_failures(self, failures: Mapping[str, BadSampleError]) -> dict[str, BadSampleError]:
         """By key, the clips that any rank could not use."""

@@ -26,6 +26,7 @@ class SampleRules:
     max_tokens: the most positions that one sample may take in the model.
     reference_turn: where user messages' reference audio goes; see `references.move_references`.
     prompt_form: how speech is asked for; see `prompt_forms`.
+    exclude: names of samples that are left out.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ class SampleRules:
     audio_root: Path | None = None
     reference_turn: ReferenceTurn = "as_is"
     prompt_form: PromptForms = "as_is"
+    exclude: frozenset[str] = frozenset()
 
 
 def build_rules(
