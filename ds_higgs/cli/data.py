@@ -63,6 +63,10 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     validate = add_config_command("validate", _validate, "check manifests, audio, base checkpoint and codec")
     validate.add_argument("--json", action="store_true", help="the report as JSON on standard output")
 
+    inspect = add_config_command("inspect", _inspect, "one HTML page of the manifests' samples, doubtful ones first")
+    inspect.add_argument("-o", "--out", type=Path, default=Path("inspect.html"), help="the page (inspect.html)")
+    inspect.add_argument("--audio-mb", type=count, default=20, help="room for players in the page, in MB (20)")
+
     prepare = add_config_command("prepare", _prepare, "encode the manifests' audio into the code cache")
     prepare.add_argument(
         "--processes", type=count, metavar="N", help="processes that encode at once (one per GPU; 1 without)"
@@ -124,6 +128,21 @@ def _validate(config: Config, arguments: argparse.Namespace) -> None:
     from ds_higgs.commands.validate import validate
 
     validate(config, as_json=arguments.json)
+
+
+def _inspect(config: Config, arguments: argparse.Namespace) -> None:
+    from ds_higgs.commands.inspect import inspect
+    from ds_higgs.report.inspection import build_inspection
+
+    check_file_writable(arguments.out, "--out")
+    found = inspect(config)
+    build_inspection(found, arguments.out, audio_bytes=arguments.audio_mb * 1_000_000)
+    doubtful = sum(one.score > 0 for one in found.samples)
+    print(
+        f"{arguments.out}: {len(found.samples)} samples, {doubtful} with warnings"
+        + (f", {len(found.problems)} problems" if found.problems else "")
+        + f"; {arguments.out.stat().st_size / 1e6:.1f} MB, open it in a browser"
+    )
 
 
 def _prepare(config: Config, arguments: argparse.Namespace) -> None:

@@ -62,3 +62,37 @@ function table({ caption, head, rows }) {
     element("table", {}, caption ? element("caption", {}, caption) : null,
       element("thead", {}, element("tr", {}, headings)), element("tbody", {}, body)));
 }
+
+function player(source, label) {
+  const audio = source ? element("audio", { controls: true, preload: "metadata", src: source }) : element("div", { class: "soft small" }, "no player here");
+  return element("div", { class: "player" }, element("div", { class: "label" }, label), audio);
+}
+
+function bars(rows) {
+  const most = Math.max(...rows.map(([, count]) => count));
+  return element("div", { class: "bars" }, rows.map(([label, count]) => element("div", { class: "bar" },
+    element("span", {}, label), element("i", { style: `width:${(100 * count) / most}%`, class: count ? null : "none" }), element("span", {}, count.toLocaleString("en")))));
+}
+
+function section(id, title, ...content) {
+  return [element("section", { id }, element("h2", {}, title), content)];
+}
+
+function header(title, subtitle) {
+  const next = () => (document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  const toggle = (event) => {
+    document.documentElement.dataset.theme = next();
+    event.currentTarget.textContent = next() === "dark" ? "Dark" : "Light";
+  };
+  return element("header", {},
+    element("div", {}, element("h1", {}, title), element("p", { class: "soft" }, subtitle)),
+    element("button", { type: "button", "aria-label": "Switch between light and dark", onclick: toggle }, next() === "dark" ? "Dark" : "Light"));
+}
+
+// A whole page: a heading, links to the sections, what stands above them, the sections, a foot.
+function layOut(title, subtitle, overview, sections, foot) {
+  document.documentElement.dataset.theme = window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const links = sections.map((one) => element("a", { href: `#${one.id}` }, one.querySelector("h2").textContent));
+  document.getElementById("page").replaceChildren(header(title, subtitle),
+    element("nav", { "aria-label": "Sections" }, links), overview, ...sections, element("footer", {}, foot));
+}

@@ -37,26 +37,30 @@ def build_report(run_dirs: Sequence[Path], out: Path) -> None:
     values = {
         "runs": collected,
         "measures": [{"key": key, "label": label, "better": better} for key, label, better in MEASURES],
-        "version": __version__,
-        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+    title = " · ".join(run["name"] for run in collected)
+    write_page(out, render(values, title=title, scripts=SCRIPTS))
+
+
+def write_page(out: Path, page: str) -> None:
+    """Write a page to the file `out`. Raises UserError where it cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(render(values), encoding="utf-8")
+        out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
 
 
-def render(values: dict[str, Any]) -> str:
-    """The page around `values`, which its script reads."""
+def render(values: dict[str, Any], *, title: str, scripts: Sequence[str]) -> str:
+    """The page around `values`, which its scripts read, with this version and the time added."""
     assets = files("ds_higgs.report")
-    title = " · ".join(run["name"] for run in values["runs"])
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     parts = {
         "policy": escape(CONTENT_POLICY),
         "title": escape(f"{title} – ds_higgs"),
         "style": (assets / "style.css").read_text(encoding="utf-8"),
-        "values": _script_json(values),
-        "script": "".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "values": _script_json({**values, "version": __version__, "made": made}),
+        "script": "".join((assets / name).read_text(encoding="utf-8") for name in scripts),
     }
     page = (assets / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda placeholder: parts[placeholder[1]], page)

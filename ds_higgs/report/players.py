@@ -96,8 +96,11 @@ def embed(file: Path | None) -> str | None:
     except soundfile.SoundFileError as error:
         logger.warning("%s: skipped: %s", file, error)
         return None
-    if not len(waveform):
-        return None
+    return embed_waveform(waveform, rate) if len(waveform) else None
+
+
+def embed_waveform(waveform: np.ndarray, rate: int) -> str:
+    """[samples] or [samples, channels] float32, at least one sample, as a data URI, MP3."""
     encoded = io.BytesIO()
     options = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE"}
     soundfile.write(encoded, np.atleast_1d(waveform), rate, compression_level=MP3_QUALITY, **options)

@@ -6,20 +6,8 @@ const CODEBOOK_COLOURS = ["#2c6fbb", "#2f8fa8", "#2fa37f", "#6aab4c", "#b3a136",
 
 const FRAME_SECONDS = 0.04; // of the released audio tokenizer: 25 frames a second
 
-function header() {
-  const next = () => (document.documentElement.dataset.theme === "dark" ? "light" : "dark");
-  const toggle = (event) => {
-    document.documentElement.dataset.theme = next();
-    event.currentTarget.textContent = next() === "dark" ? "Dark" : "Light";
-  };
-  const title = RUNS.length === 1 ? RUNS[0].name : `${RUNS.length} runs`;
-  return element("header", {},
-    element("div", {}, element("h1", {}, title), element("p", { class: "soft" }, "LoRA fine-tuning of Higgs Audio v2")),
-    element("button", { type: "button", "aria-label": "Switch between light and dark", onclick: toggle }, next() === "dark" ? "Dark" : "Light"));
-}
-
 function overview() {
-  return RUNS.length === 1 ? [overviewCards(RUNS[0].summary)] : [overviewTable()];
+  return RUNS.length === 1 ? overviewCards(RUNS[0].summary) : overviewTable();
 }
 
 function change(summary) {
@@ -194,11 +182,6 @@ function saidPlayer(run, said) {
   return player(said.audio, label);
 }
 
-function player(source, label) {
-  const audio = source ? element("audio", { controls: true, preload: "metadata", src: source }) : element("div", { class: "soft small" }, "no player here");
-  return element("div", { class: "player" }, element("div", { class: "label" }, label), audio);
-}
-
 function dataStatistics() {
   const cards = RUNS.flatMap((run) => [["train", "Training"], ["val", "Validation"]].map(([key, title]) => dataCard(run, run.data[key], title))).filter(Boolean);
   return cards.length ? section("data", "Data", element("div", { class: "charts" }, cards)) : [];
@@ -213,12 +196,6 @@ function dataCard(run, data, title) {
     data.speakers.length ? bars(data.speakers) : null,
     element("p", { class: "soft small" }, "Characters in a text"),
     bars(data.text_histogram.map(([low, high, count]) => [`${low} to ${high}`, count])));
-}
-
-function bars(rows) {
-  const most = Math.max(...rows.map(([, count]) => count));
-  return element("div", { class: "bars" }, rows.map(([label, count]) => element("div", { class: "bar" },
-    element("span", {}, label), element("i", { style: `width:${(100 * count) / most}%`, class: count ? null : "none" }), element("span", {}, count.toLocaleString("en")))));
 }
 
 function trouble() {
@@ -256,17 +233,11 @@ function differenceTable() {
   return rows.length ? table({ caption: "What differs", head: ["key", ...RUNS.map(runName)], rows }) : null;
 }
 
-function section(id, title, ...content) {
-  return [element("section", { id }, element("h2", {}, title), content)];
-}
-
 function build() {
-  const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
   const sections = [curves(), evaluations(), samples(), dataStatistics(), trouble(), configuration()].flat();
-  const links = sections.map((one) => element("a", { href: `#${one.id}` }, one.querySelector("h2").textContent));
-  document.getElementById("page").replaceChildren(header(), element("nav", { "aria-label": "Sections" }, links), ...overview(), ...sections,
-    element("footer", {}, `Made by ds_higgs ${REPORT.version} on ${REPORT.made} from ${RUNS.map((run) => run.path).join(", ")}.`));
+  const title = RUNS.length === 1 ? RUNS[0].name : `${RUNS.length} runs`;
+  layOut(title, "LoRA fine-tuning of Higgs Audio v2", overview(), sections,
+    `Made by ds_higgs ${REPORT.version} on ${REPORT.made} from ${RUNS.map((run) => run.path).join(", ")}.`);
 }
 
 build();
