@@ -1,4 +1,7 @@
-"""A stopped run goes on exactly where it was, with every setting that could be in the way, and on other ranks."""
+"""A stopped run goes on exactly where it was, with every setting that could be in the way, and on other ranks.
+
+The quick forms: tests/integration/test_train.py resumes under the launcher, test_checkpoint_engine.py at all stages.
+"""
 
 import pytest
 
@@ -13,7 +16,7 @@ ALL_AT_ONCE = {
 @pytest.mark.parametrize(
     ("stage", "precision", "others"),
     [
-        (3, "bf16", ALL_AT_ONCE),
+        pytest.param(3, "bf16", ALL_AT_ONCE, marks=pytest.mark.slow),
         pytest.param(2, "bf16", ALL_AT_ONCE, marks=pytest.mark.slow),
         pytest.param(1, "bf16", ALL_AT_ONCE, marks=pytest.mark.slow),
         pytest.param(0, "bf16", ALL_AT_ONCE, marks=pytest.mark.slow),
@@ -24,17 +27,10 @@ def test_resume_is_exact(tmp_path, tiny_base, stage, precision, others):
     scenarios.resume_is_exact(tmp_path / "run", tiny_base, zero={"stage": stage, "precision": precision}, **others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "other_ranks", "stage"),
-    [
-        (2, 1, 2),
-        *(
-            pytest.param(*ranks, stage, marks=pytest.mark.slow)
-            for stage in (1, 2, 3)
-            for ranks in [(2, 1), (1, 2), (2, 3)]
-            if (*ranks, stage) != (2, 1, 2)
-        ),
-    ],
+    [(*ranks, stage) for stage in (1, 2, 3) for ranks in [(2, 1), (1, 2), (2, 3)]],
 )
 def test_another_number_of_ranks_goes_on_as_if_it_had_not_changed(tmp_path, tiny_base, ranks, other_ranks, stage):
     folder = tmp_path / "run"

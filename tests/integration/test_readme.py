@@ -61,7 +61,8 @@ def test_training_on_8_gpus_with_two(on_the_example, tmp_path):
     assert (tmp_path / "out" / "adapters" / "final" / "adapter_model.safetensors").exists()
 
 
-def test_quickstart_from_a_clean_copy_and_again(tmp_path):
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_quickstart_from_a_clean_copy_and_again(tmp_path, times):
     """In the environment of this test run, with fewer steps."""
     copy = tmp_path / "copy"
     left_out = shutil.ignore_patterns(".git", ".venv*", "outputs", "__pycache__", "*_cache", ".hypothesis")
@@ -69,7 +70,7 @@ def test_quickstart_from_a_clean_copy_and_again(tmp_path):
     environment = Path(sys.prefix)
     if not (environment / ".installed").exists():
         pytest.skip("needs the environment that launch/test.sh makes")
-    for _ in range(2):
+    for _ in range(times):
         done = launching.run(
             ["bash", "launch/quickstart.sh", "--run.max_steps", "4"],
             env={"VENV": str(environment), "MASTER_PORT": launching.free_port()},
