@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from typing_extensions import Self
 
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json, write_json
@@ -20,7 +21,26 @@ logger = logging.getLogger(__name__)
 LOSSES = ("loss", "text_loss", "audio_loss")
 
 
-class AdapterRecord(BaseModel):
+class StoredValues(BaseModel):
+    """Values that this package wrote to a small file: frozen, and nothing unknown among them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Check values that come from the file `where`.
+
+        Raises:
+            UserError: naming what is not as it was written.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            raise UserError.from_problems(f"{where}: not what ds-higgs wrote there", problems) from None
+
+
+class AdapterRecord(StoredValues):
     """What made an adapter, up to the step that it was saved at.
 
     samples, audio_targets: learned from, every pass counted; an audio target is one codebook of one frame. None: not
@@ -36,8 +56,6 @@ class AdapterRecord(BaseModel):
     losses: dict[str, float]
     losses_are_of: Literal["validation", "training"]
     config: dict[str, Any]
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def of(cls, position: Mapping[str, Any], config: dict[str, Any], *, where: str) -> "AdapterRecord":
@@ -77,19 +95,6 @@ class AdapterRecord(BaseModel):
         except UserError as error:
             logger.warning("%s; going on without it", error)
             return None
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], *, where: str) -> "AdapterRecord":
-        """Check values that come from the file `where`.
-
-        Raises:
-            UserError: naming what is not as it was written.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-            raise UserError.from_problems(f"{where}: not what ds-higgs wrote there", problems) from None
 
     def typed_config(self, *, where: str) -> "Config":
         """The configuration, validated.

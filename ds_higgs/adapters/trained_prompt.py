@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from ds_higgs.adapters.record import StoredValues
 from ds_higgs.data.prompt_forms import FORMS_OF, PromptForms, ReferenceTurn
-from ds_higgs.errors import UserError
 from ds_higgs.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -16,10 +14,8 @@ logger = logging.getLogger(__name__)
 PROMPT_FILE = "prompt.json"
 
 
-class TrainedPrompt(BaseModel):
+class TrainedPrompt(StoredValues):
     """`data.prompt_form` and `data.reference_turn` of the run that a model comes from; runs of old had one form."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt_form: PromptForms = "as_is"
     reference_turn: ReferenceTurn = "as_is"
@@ -40,20 +36,8 @@ class TrainedPrompt(BaseModel):
         data = config.get("data", {})
         return cls.parse({key: data[key] for key in cls.model_fields if key in data}, where=where)
 
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], *, where: str) -> "TrainedPrompt":
-        """Check values that come from the file `where`.
-
-        Raises:
-            UserError: naming what is not as it was written.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-            raise UserError.from_problems(f"{where}: not what ds-higgs wrote there", problems) from None
-
     def write(self, folder: Path) -> None:
+        """Put prompt.json into `folder`."""
         write_json(folder / PROMPT_FILE, self.model_dump())
 
     def warn_of_other(self, *, prompt_form: PromptForms, reference_turn: ReferenceTurn) -> None:
