@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ds_higgs.cli.main import main
+from tests.support.in_process import status_of
 from tests.support.wild_configs import wild_arguments
 
 
@@ -22,16 +22,6 @@ def sound(tiny_base, example_dir, tmp_path, monkeypatch):
         "data.audio_root": str(example_dir),
         "data.cache_dir": str(tmp_path / "cache"),
     }
-
-
-def status_of(arguments) -> int | str:
-    """The exit status, or what came instead."""
-    try:
-        return main(arguments)
-    except SystemExit as end:  # argparse's
-        return end.code or 0
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
 
 
 def check(seeds, sound, folder):

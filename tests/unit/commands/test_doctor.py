@@ -1,6 +1,5 @@
 """`doctor` finds what would stop training, and says what to do: planted faults, one at a time."""
 
-import builtins
 import json
 import resource
 import shutil
@@ -15,6 +14,7 @@ from ds_higgs.commands.doctor.finding import Finding
 from ds_higgs.commands.doctor.job import check_job, judge_memory
 from ds_higgs.config import Config
 from ds_higgs.errors import UserError
+from tests.support.in_process import fail_imports
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -81,14 +81,7 @@ def test_torchaudio_beside_cpu_torch(monkeypatch):
 
 
 def test_a_package_that_the_codec_needs_is_missing(monkeypatch):
-    real_import = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name.startswith("boson_multimodal.audio_processing"):
-            raise ModuleNotFoundError("No module named 'audiotools'", name="audiotools")
-        return real_import(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    fail_imports(monkeypatch, of="boson_multimodal.audio_processing", lacking="audiotools")
     [finding] = packages.check_codec_packages()
     assert finding.level == "fail"
     assert "audiotools" in finding.found
@@ -225,14 +218,7 @@ def test_too_little_disk_and_memory(config, monkeypatch):
 
 def test_the_path_of_doctor_needs_no_model(monkeypatch):
     """Without boson_multimodal the table still comes, with the command that installs it."""
-    real_import = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name.startswith("ds_higgs.commands.doctor.job"):
-            raise ModuleNotFoundError("No module named 'boson_multimodal'", name="boson_multimodal")
-        return real_import(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    fail_imports(monkeypatch, of="ds_higgs.commands.doctor.job", lacking="boson_multimodal")
     [finding] = doctor._check_job(object())
     assert finding.level == "fail"
     assert "boson_multimodal" in finding.found

@@ -1,6 +1,5 @@
 """Both codecs: codes do not depend on the batch, folders are told apart, misfits are refused."""
 
-import builtins
 import json
 import shutil
 import sys
@@ -21,6 +20,7 @@ from ds_higgs.data.codec.opening import describe_codec, find_codec, load_codec
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio, resample
 from ds_higgs.errors import UserError
 from ds_higgs.hub import HIGGS_TOKENIZER
+from tests.support.in_process import fail_imports
 
 from .audio_files import RATE, tone
 
@@ -167,14 +167,7 @@ def test_a_misfit_to_the_base_checkpoint_is_refused(codec_source):
 
 
 def test_missing_packages_are_named_with_their_remedy(higgs_folder, monkeypatch):
-    real_import = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name.startswith("boson_multimodal.audio_processing"):
-            raise ModuleNotFoundError("No module named 'audiotools'", name="audiotools")
-        return real_import(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    fail_imports(monkeypatch, of="boson_multimodal.audio_processing", lacking="audiotools")
     with pytest.raises(UserError, match=r"needs audiotools; install it: pip install --no-deps"):
         load_codec(higgs_folder)
 

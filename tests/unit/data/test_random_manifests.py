@@ -2,18 +2,8 @@
 
 import pytest
 
-from ds_higgs.cli.main import main
+from tests.support.in_process import status_of
 from tests.support.wild_manifests import wild_manifest, write_audio
-
-
-def status_of(arguments) -> int | str:
-    """The exit status, or what came instead."""
-    try:
-        return main(arguments)
-    except SystemExit as end:  # argparse's
-        return end.code or 0
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
 
 
 def check(seeds, tiny_base, folder, capsys):
