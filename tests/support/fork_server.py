@@ -8,14 +8,19 @@ import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
+
+from tests.support.patience import HANG_S
 
 PRELOADED = ("ds_higgs.training.run", "ds_higgs.commands.validate", "ds_higgs.commands.export", "ds_higgs.report.page")
 
@@ -33,7 +38,7 @@ class ForkServer:
             env=dict(environment),
             start_new_session=True,
         )
-        atexit.register(self._process.kill)
+        atexit.register(self._end)
 
     def run(self, programs: Sequence[tuple[Sequence[str], Mapping[str, str]]], *, cwd: Path, output: Path) -> list[int]:
         """Run programs side by side to their ends; the exit status of each, minus the signal where one ended it.
@@ -51,7 +56,17 @@ class ForkServer:
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], HANG_S)
+        if not ready:
+            self._end()
+            raise TimeoutError(f"{programs[0][0]}: not ended in {HANG_S:g} s:\n{output.read_text(errors='replace')}")
         return json.loads(self._process.stdout.readline())
+
+    def _end(self) -> None:
+        """Kill the server with all that it has forked."""
+        fork_server.cache_clear()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 @cache

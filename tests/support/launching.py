@@ -13,6 +13,8 @@ from tests.support.fork_server import run_forked
 from tests.support.patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
+# A launcher's variables, and the one that names the test that runs.
+NOT_HANDED_ON = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE", "PYTEST_CURRENT_TEST"}
 # Below those that the kernel hands out by itself (from 32768 on); each process of pytest-xdist has its own.
 PORTS_OF_A_PROCESS = 2000
 _first_port = 10_000 + PORTS_OF_A_PROCESS * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 11)
@@ -21,8 +23,7 @@ _offsets = cycle(range(PORTS_OF_A_PROCESS))
 
 def free_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a new shell in the repository: no launcher's variables in it, one thread per process."""
-    launcher_variables = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE"}
-    kept = {name: value for name, value in os.environ.items() if name not in launcher_variables}
+    kept = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_ON}
     python_path = os.pathsep.join(path for path in (str(ROOT), kept.get("PYTHONPATH", "")) if path)
     scripts = str(Path(sys.executable).parent)
     return {

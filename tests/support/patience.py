@@ -3,7 +3,7 @@
 import os
 
 # Only ends what hangs. Nothing may depend on it: a busy machine makes a minute's work last ten.
-HANG_S = 900.0
+HANG_S = 600.0
 
 
 def patience(seconds: float) -> float:

@@ -31,6 +31,7 @@ from ds_higgs.checkpoint import (
 from ds_higgs.checkpoint.marker import MARKER_NAME, FileRecord, encode_marker, read_marker
 from ds_higgs.errors import UserError
 from ds_higgs.files import hash_file
+from ds_higgs.job import distributed
 from ds_higgs.job.process_exit import run_and_exit
 
 FIXED = {"model.base": "tiny", "lora.rank": 4}
@@ -262,10 +263,10 @@ def _full_device_for(engine, rank: int):
 
 def main() -> None:
     cases, folder, stage, precision = sys.argv[1:]
-    deepspeed.init_distributed("gloo")
+    distributed.init_process_group()
     for case in cases.split(","):
         globals()[case](Path(folder) / case, int(stage), precision)
-    torch.distributed.destroy_process_group()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
