@@ -28,6 +28,7 @@ LOCK_FILE = "run.lock"
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 60.0  # without a beat a holder on another machine counts as gone
 PATIENCE_SECONDS = 10.0  # for a holder that is about to end: launchers may return before their ranks do
+_REMOVALS = 20  # of the folder by others, between our making it and our opening a file in it
 _CONFIRM_SECONDS = 1.0  # where there are no locks: for two that start at once to see each other
 
 
@@ -110,11 +111,17 @@ class RunLock:
 
     def _open(self) -> int:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            for _ in range(_REMOVALS):
+                with suppress(FileNotFoundError, FileExistsError):  # whoever lets the lock go may remove the folder
+                    return self._create()
+            return self._create()
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"run.output_dir: {self.path.parent} cannot be written: {reason}") from error
+
+    def _create(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def _wait_for_lock(self, descriptor: int, deadline: float) -> bool:
         """Get the system's lock; False where the file system has none.

@@ -170,7 +170,12 @@ class Job:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
-        psutil.wait_procs(list(self.known.values()), timeout=HANG_S)
+        self.launcher.wait(timeout=HANG_S)
+        deadline = time.monotonic() + HANG_S
+        # Zombies have ended: in a container whose first process reaps nobody, orphans stay that for ever.
+        while left := [process for process in self.known.values() if _runs(process)]:
+            assert time.monotonic() < deadline, f"not to be killed: {left}"
+            time.sleep(0.02)
 
     def finish(self, timeout_s: float = HANG_S) -> int:
         """Wait for the launcher; its exit status."""

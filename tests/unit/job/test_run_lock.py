@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,21 @@ def test_each_of_many_in_turn_is_alone(tmp_path):
         process.join(120)
         assert process.exitcode == 0
     assert failures.empty()
+
+
+def test_a_folder_that_goes_while_it_is_taken_is_made_again(tmp_path, monkeypatch):
+    """Whoever lets the lock go removes an empty folder, at any moment of who comes next."""
+    run_dir, make, removals = tmp_path / "run", Path.mkdir, iter(range(3))
+
+    def make_and_lose(folder, **options):
+        make(folder, **options)
+        if folder == run_dir and next(removals, None) is not None:
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", make_and_lose)
+    with RunLock(run_dir):
+        assert (run_dir / run_lock.LOCK_FILE).exists()
+    assert next(removals, None) is None
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
