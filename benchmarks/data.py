@@ -22,6 +22,7 @@ from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.order import EpochOrder
 from ds_higgs.data.sampling import padding_share, plan_epoch
 from ds_higgs.layout import AudioLayout
 from ds_higgs.model.loading import read_model_config
@@ -105,7 +106,7 @@ def read_rows(base: Path, *, samples: int, seconds: float, workers: tuple[int, .
     torch.set_num_threads(1)  # what each worker has, and each rank under torchrun
     rows = []
     for number in workers:
-        loader = StepLoader(dataset, BatchCollator(dataset.layout), batch_size=8, num_workers=number)
+        loader = StepLoader(EpochOrder(dataset, batch_size=8), BatchCollator(dataset.layout), num_workers=number)
         start = time.perf_counter()
         count = sum(len(batch.sample_ids) for step in loader for batch in step)
         took = time.perf_counter() - start

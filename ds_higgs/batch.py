@@ -5,7 +5,7 @@ sender: a data worker that is stopped, or has no file handle left, would keep it
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,19 +102,21 @@ class Batch:
 
     sample_ids: one per sample, "FILE:INDEX" as in the manifest, for error reports.
     num_tokens: positions of the expanded sequence that hold a token (padding left out).
+    source: the number of the source that all its samples are of, where several are mixed.
     """
 
     model_inputs: ModelInputs
     labels: Labels
     sample_ids: tuple[str, ...]
     num_tokens: int
+    source: int = 0
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.model_inputs.to(device), self.labels.to(device), self.sample_ids, self.num_tokens)
+        return replace(self, model_inputs=self.model_inputs.to(device), labels=self.labels.to(device))
 
     def pin_memory(self) -> "Batch":
         """Called by the data loader's pinning thread."""
-        return Batch(self.model_inputs.pin_memory(), self.labels.pin_memory(), self.sample_ids, self.num_tokens)
+        return replace(self, model_inputs=self.model_inputs.pin_memory(), labels=self.labels.pin_memory())
 
 
 def _to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

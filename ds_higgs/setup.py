@@ -16,6 +16,7 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Progress
 from ds_higgs.data.exclusion import read_exclude_list
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.order import EpochOrder
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.data.prompt_forms import served_form
 from ds_higgs.data.prompts import choose_prompts
@@ -132,14 +133,16 @@ def build_train_loader(config: Config, dataset: HiggsDataset, rules: SampleRules
     if config.zero.stage == 3:
         _check_audio_everywhere(dataset)
     return StepLoader(
-        dataset,
+        EpochOrder(
+            dataset,
+            batch_size=None if config.data.max_tokens else config.data.batch_size,
+            max_tokens=config.data.max_tokens,
+            seed=config.run.seed,
+        ),
         BatchCollator(rules.layout),
-        batch_size=None if config.data.max_tokens else config.data.batch_size,
-        max_tokens=config.data.max_tokens,
         gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        seed=config.run.seed,
         num_workers=config.data.num_workers,
         pin_memory=distributed.training_device(ranks).type == "cuda",
     )
@@ -148,13 +151,15 @@ def build_train_loader(config: Config, dataset: HiggsDataset, rules: SampleRules
 def build_val_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:
     """The same micro-batches in the same order every time, one a step."""
     return StepLoader(
-        dataset,
+        EpochOrder(
+            dataset,
+            batch_size=None if config.data.max_tokens else config.data.batch_size,
+            max_tokens=config.data.max_tokens,
+            shuffle=False,
+        ),
         BatchCollator(rules.layout),
-        batch_size=None if config.data.max_tokens else config.data.batch_size,
-        max_tokens=config.data.max_tokens,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        shuffle=False,
     )
 
 

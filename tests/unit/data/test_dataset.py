@@ -19,6 +19,7 @@ from ds_higgs.data.chatml import parse_sample
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.manifest import problem_at
+from ds_higgs.data.order import EpochOrder
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.errors import UserError
 from ds_higgs.job.stopping import Stopped
@@ -64,7 +65,7 @@ def test_lengths_are_the_models_expanded_lengths(tiny_base, mixed_dataset, make_
 
 def test_the_number_of_targets_is_the_same_in_every_epoch(mixed_dataset, make_rules):
     """The stock collator can write into the samples' labels, and then masks their audio from the second epoch on."""
-    loader = StepLoader(mixed_dataset, BatchCollator(make_rules().layout), batch_size=2)
+    loader = StepLoader(EpochOrder(mixed_dataset, batch_size=2), BatchCollator(make_rules().layout))
     counts = []
     for _ in range(3):
         batches = [batch for step in loader for batch in step]

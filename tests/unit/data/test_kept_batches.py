@@ -14,6 +14,7 @@ from ds_higgs.config.file import load_config
 from ds_higgs.data.build import build_dataset
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.order import EpochOrder
 from ds_higgs.job.distributed import Ranks
 from tests.support.launching import ROOT
 
@@ -107,14 +108,11 @@ def digest_of_manifest(seed: int, place: Path, make_rules) -> bytes:
     world_size = chance.randint(1, 3)
     loaders = [
         StepLoader(
-            dataset,
+            EpochOrder(dataset, seed=seed, shuffle=seed % 10 > 0, **batching),
             BatchCollator(rules.layout),
             gradient_accumulation_steps=1 + seed % 2,
             rank=rank,
             world_size=world_size,
-            seed=seed,
-            shuffle=seed % 10 > 0,
-            **batching,
         )
         for rank in range(world_size)
     ]

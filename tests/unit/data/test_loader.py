@@ -15,14 +15,16 @@ import torch
 from ds_higgs.batch import IGNORE_INDEX
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.order import EpochOrder
 from ds_higgs.errors import UserError
 from tests.support.patience import HANG_S
 
 
 @pytest.fixture
 def make_loader(mixed_dataset, make_rules):
-    def make(**settings):
-        return StepLoader(mixed_dataset, BatchCollator(make_rules().layout), **{"batch_size": 2, **settings})
+    def make(*, batch_size=2, max_tokens=None, seed=0, **settings):
+        order = EpochOrder(mixed_dataset, batch_size=batch_size, max_tokens=max_tokens, seed=seed)
+        return StepLoader(order, BatchCollator(make_rules().layout), **settings)
 
     return make
 
@@ -126,7 +128,6 @@ def test_loading_leaves_the_global_random_state_alone(make_loader, num_workers):
 def test_total_steps_counts_the_steps_of_all_epochs(make_loader):
     for settings in ({"batch_size": 4}, {"batch_size": None, "max_tokens": 250}):
         loader = make_loader(world_size=2, gradient_accumulation_steps=2, **settings)
-        assert loader.steps_per_epoch == loader.steps_in_epoch(0)
         assert loader.total_steps(3) == sum(len(list(loader)) for _ in range(3))
 
 
@@ -177,7 +178,7 @@ def test_a_stopped_worker_that_the_rank_waits_for_is_found(make_loader):
         rest = pool.submit(lambda: sum(1 for _ in steps))
         found = [look_at(loader) for _ in range(50)]
         os.kill(worker, signal.SIGCONT)
-        assert rest.result(timeout=HANG_S) == len(loader.dataset) - 1
+        assert rest.result(timeout=HANG_S) == len(loader.order.dataset) - 1
     assert f"data worker 0 (process {worker}) is stopped" in next(message for message in found if message)
     assert loader.workers.stopped(looks=3) is None
 

@@ -12,6 +12,7 @@ from ds_higgs.data.build import build_dataset
 from ds_higgs.data.chatml import parse_sample, tokenize
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.order import EpochOrder
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import (
     SERVED_SYSTEM_MESSAGE,
@@ -171,7 +172,7 @@ def test_lengths_hold_in_every_form(mixed):
 
 def test_a_mixed_epoch_goes_on_where_it_was(mixed, make_rules):
     def make():
-        return StepLoader(mixed["mixed"], BatchCollator(make_rules().layout), batch_size=4, seed=3)
+        return StepLoader(EpochOrder(mixed["mixed"], batch_size=4, seed=3), BatchCollator(make_rules().layout))
 
     loader = make()
     epochs = [[batch for [batch] in loader] for _ in range(2)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ds_higgs.batch import Batch, Labels, ModelInputs
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.order import EpochOrder
 from ds_higgs.data.sampling import padding_share, plan_epoch, round_up
 
 EXAMPLES = int(os.environ.get("DS_HIGGS_EXAMPLES", "60"))
@@ -54,12 +55,11 @@ def number_collator(samples, sample_ids):
 def make_loaders(lengths, world_size, accumulation, **settings):
     return [
         StepLoader(
-            NumberedSamples(lengths),
+            EpochOrder(NumberedSamples(lengths), **settings),
             number_collator,
             gradient_accumulation_steps=accumulation,
             rank=rank,
             world_size=world_size,
-            **settings,
         )
         for rank in range(world_size)
     ]

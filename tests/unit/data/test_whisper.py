@@ -9,6 +9,7 @@ from ds_higgs.data.audio import Segment, decode
 from ds_higgs.data.build import build_dataset
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.data.order import EpochOrder
 from ds_higgs.data.whisper import build_whisper_processor
 from ds_higgs.errors import UserError
 from ds_higgs.model.loading import load_model, read_model_config
@@ -76,7 +77,7 @@ def test_a_batch_without_reference_audio_has_no_features(dataset, whisper_rules,
 
 def test_the_audio_tower_hears_the_reference(dataset, whisper_rules, whisper_model):
     """Its output reaches the audio logits, from workers too."""
-    loader = StepLoader(dataset, BatchCollator(whisper_rules.layout), batch_size=2, num_workers=1)
+    loader = StepLoader(EpochOrder(dataset, batch_size=2), BatchCollator(whisper_rules.layout), num_workers=1)
     batch = next(step[0] for step in loader if len(step[0].model_inputs["audio_features"]))
     inputs = dict(batch.model_inputs)
     with torch.no_grad():
