@@ -199,7 +199,6 @@ def main() -> None:
     if arguments.case is not None:
         run_child(cases[arguments.case], arguments)
         return
-    build_extension()
     rows = measure_cases(cases, arguments)
     print_table([{name: value for name, value in row.items() if name != "profile"} for row in rows])
     run = describe_run(torch.device(arguments.device))
@@ -214,12 +213,6 @@ def run_child(case: Case, arguments: argparse.Namespace) -> None:
     finally:
         distributed.destroy_process_group()
     arguments.save.write_text(json.dumps(row))
-
-
-def build_extension() -> None:
-    """Let DeepSpeed compile its CPU extension before any case's clock runs: a build that is killed leaves a lock."""
-    code = "from ds_higgs import distributed; distributed.init_process_group(); distributed.destroy_process_group()"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def measure_cases(cases: list[Case], arguments: argparse.Namespace) -> list[dict[str, Any]]:

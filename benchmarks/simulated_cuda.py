@@ -24,7 +24,7 @@ from typing import Any
 
 
 def load_device() -> None:
-    """Compile (once, with the g++ that DeepSpeed needs too) and load a device guard for "cuda"."""
+    """Compile (once, with g++) and load a device guard for "cuda"."""
     source = Path(__file__).with_suffix(".cpp")
     torch_folder = Path(find_spec("torch").origin).parent
     library = Path(tempfile.gettempdir()) / f"simulated-cuda-{os.getuid()}-{zlib.crc32(str(torch_folder).encode())}.so"

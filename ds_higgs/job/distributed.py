@@ -6,13 +6,12 @@ import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from ds_higgs.job.extensions import loading_extensions, prepare_compiler
+from ds_higgs.job.extensions import prepare_compiler
 
 logger = logging.getLogger("ds_higgs")
 GATHER_BLOCK_BYTES = 1 << 24
@@ -51,11 +50,11 @@ def init_process_group() -> Ranks:
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
     if not dist.is_initialized():
+        # On the CPU DeepSpeed would compile one more all-reduce, for inference, that keeps 66 MB a rank in /dev/shm.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        with loading_extensions():
-            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         barrier()
-        _unlink_shared_memory(ranks.rank)
     return ranks
 
 
@@ -151,17 +150,6 @@ def _gather_objects(content: Any) -> list[Any]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, content)
     return found
-
-
-def _unlink_shared_memory(rank: int) -> None:
-    """Take back the name of DeepSpeed's shared-memory buffer (CPU only), once every rank has it mapped.
-
-    DeepSpeed leaves 66 MB in /dev/shm for each rank of each run, for ever; without a name they go with the processes,
-    however these end.
-    """
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
-    (Path("/dev/shm") / name).unlink(missing_ok=True)
 
 
 def _free_port() -> int:
