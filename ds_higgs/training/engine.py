@@ -23,6 +23,7 @@ from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.training.memory_plan import MemorySettings
 from ds_higgs.training.metrics import tolerate_tracker_errors
+from ds_higgs.training.reduction import look_for_overflow_at_once
 from ds_higgs.training.schedule import learning_rate_factor
 from ds_higgs.training.step_module import StepModule
 
@@ -80,7 +81,7 @@ def build_engine(
     with loading_extensions():  # the optimizer's
         engine, *_ = deepspeed.initialize(
             model=module,
-            model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
+            model_parameters=module.trained,
             config=deepspeed_config,
             lr_scheduler=build_scheduler,
             dist_init_required=False,
@@ -91,6 +92,7 @@ def build_engine(
         tolerate_tracker_errors(engine)
     if hasattr(engine.optimizer, "check_grad_overflow"):
         engine.optimizer.check_grad_overflow = True  # in fp32 too: no update from a gradient that is not finite
+        look_for_overflow_at_once(engine)
     seed_everything(config.run.seed + 1 + ranks.rank)  # dropout: other masks on every rank
     return engine
 

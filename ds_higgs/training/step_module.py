@@ -1,5 +1,6 @@
 """What DeepSpeed wraps: the training step of one micro-batch, label-free inputs to loss sums."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,11 @@ class StepModule(nn.Module):
     def higgs(self) -> HiggsAudioModel:
         """The HiggsAudioModel inside, with its LoRA layers in place."""
         return unwrap(self.peft_model)
+
+    @cached_property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that learn; looked for once, as walking over the modules takes longer than many a kernel."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @property
     def placeholder_ids(self) -> tuple[int, int]:

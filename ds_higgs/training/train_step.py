@@ -97,7 +97,7 @@ def _is_plain_optimizer(engine: DeepSpeedEngine) -> bool:
 
 
 def _plain_grad_norm(engine: DeepSpeedEngine) -> float:
-    grads = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    grads = [parameter.grad for parameter in engine.module.trained if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(grads).item()
 
 
