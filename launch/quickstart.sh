@@ -18,7 +18,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 [[ -f outputs/tiny_base/config.json ]] || ds-higgs init-tiny outputs/tiny_base
 ds-higgs prepare -c "$config"
-deepspeed --num_gpus "$ranks" --master_port "${MASTER_PORT:-29500}" --module ds_higgs train -c "$config" "$@"
+bash launch/on_gpus.sh "$ranks" -c "$config" "$@"
 rm -rf outputs/example_adapter
 ds-higgs export outputs/example --out outputs/example_adapter
 ds-higgs report outputs/example

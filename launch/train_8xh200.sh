@@ -6,4 +6,4 @@
 #
 # A run that was stopped goes on when the same command is given again.
 set -euo pipefail
-exec deepspeed --num_gpus 8 --master_port "${MASTER_PORT:-29500}" --module ds_higgs train "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/on_gpus.sh" 8 "$@"
