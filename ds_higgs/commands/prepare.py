@@ -9,7 +9,7 @@ from ds_higgs.config import Config
 from ds_higgs.data.build import Preparation, RankChannel
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
-from ds_higgs.job import distributed
+from ds_higgs.job import devices, distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.model.loading import resolve_base
 
@@ -76,6 +76,6 @@ def _prepare_manifest(
 
 
 def _devices(ranks: Ranks) -> list[str]:
-    if ranks.world_size > 1 or not torch.cuda.is_available():
+    if ranks.world_size > 1 or not devices.uses_cuda():
         return [str(distributed.training_device(ranks))]
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]

@@ -20,7 +20,7 @@ from ds_higgs.config import Config, EvalConfig, LoggingConfig
 from ds_higgs.config.file import resolved, validate_config, write_config
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json_lines, write_atomically, write_json
-from ds_higgs.job import distributed
+from ds_higgs.job import devices, distributed
 from ds_higgs.training.memory_plan import build_estimator, configured_batch, configured_checkpointing, with_config
 from ds_higgs.training.zero import MONITOR_KEYS
 
@@ -237,7 +237,7 @@ def run_tune(
 
 def build_fits(config: Config, *, num_processes: int) -> Callable[[Config], bool]:
     """Whether the estimate says that a config fits this machine's devices, for samples of 500 positions."""
-    cuda = torch.cuda.is_available()
+    cuda = devices.uses_cuda()
     device = torch.device("cuda", 0) if cuda else torch.device("cpu")
     memory = distributed.memory_bytes(device) // (1 if cuda else num_processes)
     estimator = build_estimator(config, world_size=num_processes, cuda=cuda)

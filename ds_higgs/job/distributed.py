@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ds_higgs.job import devices
 from ds_higgs.job.extensions import prepare_compiler
 
 logger = logging.getLogger("ds_higgs")
@@ -41,18 +42,24 @@ def read_ranks() -> Ranks:
 
 
 def init_process_group() -> Ranks:
-    """Start torch.distributed through DeepSpeed: NCCL where there is a GPU, gloo otherwise."""
+    """Start torch.distributed through DeepSpeed: NCCL where there is a GPU, gloo otherwise.
+
+    Raises:
+        UserError: there is a GPU that torch cannot use.
+    """
+    devices.check_gpu_is_used()
+    devices.prepare_allocator()
     prepare_compiler()
     import deepspeed
 
     ranks = read_ranks()
     complete_environment(ranks)
-    if torch.cuda.is_available():
+    if devices.uses_cuda():
         torch.cuda.set_device(ranks.local_rank)
     if not dist.is_initialized():
         # On the CPU DeepSpeed would compile one more all-reduce, for inference, that keeps 66 MB a rank in /dev/shm.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if devices.uses_cuda() else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         barrier()
     return ranks
@@ -77,7 +84,7 @@ def destroy_process_group() -> None:
 
 
 def training_device(ranks: Ranks) -> torch.device:
-    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", ranks.local_rank) if devices.uses_cuda() else torch.device("cpu")
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -101,7 +108,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on any rank; all ranks have to call this together."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if devices.uses_cuda() else "cpu"
     return all_reduce_sum(torch.tensor(float(flag), device=device)).item() > 0
 
 

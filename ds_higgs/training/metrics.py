@@ -14,6 +14,7 @@ from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
 from ds_higgs.files import append_whole, read_json_lines, write_atomically
+from ds_higgs.job import devices
 from ds_higgs.job.distributed import logger
 from ds_higgs.run_folder import is_event
 from ds_higgs.training.results import StepResult
@@ -97,7 +98,7 @@ def eval_values(result: StepResult) -> dict[str, Any]:
 
 def peak_memory_gib() -> float:
     """The most memory this process has held, in GiB: of the GPU allocator, or resident where there is no GPU."""
-    if torch.cuda.is_available():
+    if devices.uses_cuda():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 

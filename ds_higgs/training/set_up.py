@@ -1,5 +1,6 @@
 """Configuration to Trainer: what can be wrong is found before weights are read and anything is written."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
         UserError: for whatever the user has to mend.
         Stopped: a rank was asked to stop meanwhile.
     """
-    torch.use_deterministic_algorithms(config.run.deterministic)
+    choose_algorithms(deterministic=config.run.deterministic)
     deepspeed_config = build_deepspeed_config(config)
     check_trackers(deepspeed_config)
     warn_of_hasty_start(config.optim)
@@ -69,6 +70,13 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
     stop_requests.stop_here()
     _take_over_folder(trainer, checkpoint, deepspeed_config, material.datasets)
     return trainer
+
+
+def choose_algorithms(*, deterministic: bool) -> None:
+    """Let torch refuse kernels whose results differ from run to run, or not; before cuBLAS makes its workspace."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses matrix products without it
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def warn_of_hasty_start(optim: OptimConfig) -> None:

@@ -1,15 +1,11 @@
 """Doctor: GPUs, their driver against torch's wheel, and the compiler that DeepSpeed needs."""
 
-import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from ds_higgs.commands.doctor.finding import Finding, judge
+from ds_higgs.job.devices import driver_problem, read_driver
 
-DRIVER_FILE = Path("/proc/driver/nvidia/version")
-# CUDA's release notes: the oldest Linux driver that runs programs of a CUDA major version.
-OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
 OTHER_WHEEL = "install a torch wheel that fits the driver: rm -rf .venv && bash launch/install.sh .venv"
 
 
@@ -32,23 +28,11 @@ def check_gpus() -> Iterator[Finding]:
         yield Finding("GPU", "none: training runs on the CPU, for trying things out")
 
 
-def read_driver() -> str | None:
-    """The version of the NVIDIA driver that the kernel has loaded; None without one."""
-    try:
-        text = DRIVER_FILE.read_text()
-    except OSError:
-        return None
-    found = re.search(r"\b(\d{3,}\.\d+(\.\d+)?)\b", text)
-    return found.group(1) if found else None
-
-
 def compare_driver(driver: str, cuda: str | None) -> Finding:
     """Whether a driver runs a torch that was built for CUDA `cuda` (None: for the CPU alone)."""
-    if cuda is None:
-        return Finding("NVIDIA driver", f"{driver}, but torch is built for the CPU alone", "fail", OTHER_WHEEL)
-    oldest = OLDEST_DRIVERS.get(int(cuda.partition(".")[0]), 0)
-    found = f"{driver}; torch's wheel is of CUDA {cuda}" + (f", which needs {oldest} or newer" if oldest else "")
-    return judge("NVIDIA driver", found, OTHER_WHEEL, good=int(driver.partition(".")[0]) >= oldest)
+    if (problem := driver_problem(driver, cuda)) is not None:
+        return Finding("NVIDIA driver", problem, "fail", OTHER_WHEEL)
+    return Finding("NVIDIA driver", f"{driver}; torch's wheel is of CUDA {cuda}")
 
 
 def check_compiler() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from ds_higgs.commands.doctor.finding import Finding
 from ds_higgs.commands.doctor.job import check_job, judge_memory
 from ds_higgs.config import Config
 from ds_higgs.errors import UserError
+from ds_higgs.job import devices
 from tests.support.in_process import fail_imports
 
 Usage = namedtuple("Usage", "total used free")
@@ -102,10 +103,10 @@ def test_the_driver_is_compared_with_torchs_wheel(driver, cuda, level):
 def test_the_driver_is_read_from_the_kernel(monkeypatch, tmp_path):
     text = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 2024\nGCC version:  gcc 12.2.0\n"
     (tmp_path / "version").write_text(text)
-    monkeypatch.setattr(machine, "DRIVER_FILE", tmp_path / "version")
-    assert machine.read_driver() == "550.54.15"
-    monkeypatch.setattr(machine, "DRIVER_FILE", tmp_path / "none")
-    assert machine.read_driver() is None
+    monkeypatch.setattr(devices, "DRIVER_FILE", tmp_path / "version")
+    assert devices.read_driver() == "550.54.15"
+    monkeypatch.setattr(devices, "DRIVER_FILE", tmp_path / "none")
+    assert devices.read_driver() is None
 
 
 def test_too_few_open_files(monkeypatch):

@@ -1,8 +1,10 @@
 """What makes a run impossible is found before its model is read."""
 
 import json
+import os
 
 import pytest
+import torch
 
 from ds_higgs.config.file import load_config
 from ds_higgs.errors import UserError
@@ -10,7 +12,19 @@ from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.preflight import TRACKER_PACKAGES
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.training import engine
-from ds_higgs.training.set_up import set_up
+from ds_higgs.training.set_up import choose_algorithms, set_up
+
+
+def test_deterministic_runs_have_cublas_workspace(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    choose_algorithms(deterministic=False)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        choose_algorithms(deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        choose_algorithms(deterministic=False)
 
 
 @pytest.fixture
