@@ -44,7 +44,7 @@ class LocalGradients:
         """Move low-precision gradients of a micro-batch into the fp32 sums; fp32 ones accumulate where they are."""
         low = [one for one in self.parameters if one.grad is not None and one.grad.dtype != torch.float32]
         for group in _groups(low):
-            gradients = _converted([one.grad for one in group], [torch.float32] * len(group))
+            gradients = _converted([one.grad for one in group if one.grad is not None], [torch.float32] * len(group))
             known = [index for index, one in enumerate(group) if one in self._sums]
             if known:
                 sums = [self._sums[group[index]] for index in known]
@@ -63,7 +63,7 @@ class LocalGradients:
             if parameter.grad is None:
                 shape = getattr(parameter, "ds_shape", parameter.shape)  # ds_shape: of a parameter that ZeRO-3 splits
                 _set_gradient(parameter, torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
-        return all_finite([parameter.grad for parameter in self.parameters])
+        return all_finite([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def drop(self) -> None:
         self._sums.clear()
