@@ -1,13 +1,16 @@
 """The configuration's data section, made into rules, data sets and loaders."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ds_higgs.config import Config, DataConfig
+from ds_higgs.config.sources import TrainSource
 from ds_higgs.data import build as data_build
 from ds_higgs.data.cache import default_code_cache
 from ds_higgs.data.codec.opening import find_codec
@@ -16,10 +19,11 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Progress
 from ds_higgs.data.exclusion import read_exclude_list
 from ds_higgs.data.loader import StepLoader
-from ds_higgs.data.order import EpochOrder
+from ds_higgs.data.mixture import MixedSource, Mixture
+from ds_higgs.data.order import EpochOrder, Order
 from ds_higgs.data.problems import write_rejected
-from ds_higgs.data.prompt_forms import served_form
-from ds_higgs.data.prompts import choose_prompts
+from ds_higgs.data.prompt_forms import joint_form, served_form
+from ds_higgs.data.prompts import choose_prompts_of_all
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
@@ -67,13 +71,43 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
     )
     if config.exclude is None:
         return rules
-    manifests = [manifest for manifest in (config.train_manifest, config.val_manifest) if manifest is not None]
-    return replace(rules, exclude=read_exclude_list(config.exclude, manifests))
+    names = [manifest.name for manifest in dict.fromkeys(config.manifests)]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"data.exclude: two manifests are named {repeated[0]}, and its list cannot tell them apart")
+    return replace(rules, exclude=read_exclude_list(config.exclude, config.manifests))
 
 
 def validation_rules(rules: SampleRules) -> SampleRules:
     """The same for what is validated on and spoken: in one form, the served one where the training mixes them."""
     return replace(rules, prompt_form=served_form(rules.prompt_form))
+
+
+def source_rules(source: TrainSource, rules: SampleRules) -> SampleRules:
+    """The same for one source of the training."""
+    return replace(rules, prompt_form=source.prompt_form or rules.prompt_form)
+
+
+def manifests_with_rules(config: DataConfig, rules: SampleRules) -> list[tuple[Path, SampleRules]]:
+    """Every manifest, those for training first, with what its samples are checked against."""
+    training = [(source.manifest, source_rules(source, rules)) for source in config.train_sources]
+    return training + [(source.manifest, rules) for source in config.val_sources]
+
+
+def build_train_datasets(
+    config: Config, rules: SampleRules, ranks: Ranks, stop: StopRequests | None = None
+) -> list[HiggsDataset]:
+    """One of each source; see `build_dataset`."""
+    sources = config.data.train_sources
+    return [build_dataset(config, one.manifest, source_rules(one, rules), ranks, stop) for one in sources]
+
+
+def build_val_datasets(
+    config: Config, rules: SampleRules, ranks: Ranks, stop: StopRequests | None = None
+) -> list[HiggsDataset]:
+    """One of each validation manifest, all in the one form in which the model will be asked; see `build_dataset`."""
+    form = joint_form([source_rules(source, rules).prompt_form for source in config.data.train_sources])
+    asked = validation_rules(replace(rules, prompt_form=form))
+    return [build_dataset(config, one.manifest, asked, ranks, stop) for one in config.data.val_sources]
 
 
 def build_dataset(
@@ -128,17 +162,15 @@ def list_rejected(run_dir: Path, *datasets: HiggsDataset) -> None:
         write_rejected(RunFolder(run_dir).rejected_file, dataset.manifest, dataset.rejected)
 
 
-def build_train_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:
-    """Optimizer steps of shuffled, length-grouped micro-batches."""
+def build_train_loader(
+    config: Config, datasets: Sequence[HiggsDataset], rules: SampleRules, ranks: Ranks
+) -> StepLoader:
+    """Optimizer steps of shuffled, length-grouped micro-batches of all sources."""
     if config.zero.stage == 3:
-        _check_audio_everywhere(dataset)
+        for dataset in datasets:
+            _check_audio_everywhere(dataset)
     return StepLoader(
-        EpochOrder(
-            dataset,
-            batch_size=None if config.data.max_tokens else config.data.batch_size,
-            max_tokens=config.data.max_tokens,
-            seed=config.run.seed,
-        ),
+        build_order(config, datasets),
         BatchCollator(rules.layout),
         gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
         rank=ranks.rank,
@@ -148,19 +180,40 @@ def build_train_loader(config: Config, dataset: HiggsDataset, rules: SampleRules
     )
 
 
+def build_order(config: Config, datasets: Sequence[HiggsDataset]) -> Order:
+    """Which samples are trained on when: one data set epoch by epoch, or several mixed."""
+    limits = _micro_batch_limits(config.data)
+    if not config.data.train:
+        return EpochOrder(datasets[0], seed=config.run.seed, **limits)
+    sources = zip(config.data.train, datasets, strict=True)
+    return Mixture(
+        [_mixed(source, dataset, epochs=config.run.epochs) for source, dataset in sources],
+        seed=config.run.seed,
+        **limits,
+    )
+
+
+def _mixed(source: TrainSource, dataset: HiggsDataset, *, epochs: int) -> MixedSource:
+    """A source's part; without weights, sources share as they have to so that all end together."""
+    if source.weight is not None:
+        passes = None if source.epochs is None else source.epochs * epochs
+        return MixedSource(source.title, dataset, Fraction(str(source.weight)), passes)
+    passes = (source.epochs or 1) * epochs
+    return MixedSource(source.title, dataset, Fraction(passes * len(dataset)), passes)
+
+
 def build_val_loader(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> StepLoader:
     """The same micro-batches in the same order every time, one a step."""
     return StepLoader(
-        EpochOrder(
-            dataset,
-            batch_size=None if config.data.max_tokens else config.data.batch_size,
-            max_tokens=config.data.max_tokens,
-            shuffle=False,
-        ),
+        EpochOrder(dataset, shuffle=False, **_micro_batch_limits(config.data)),
         BatchCollator(rules.layout),
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
+
+
+def _micro_batch_limits(config: DataConfig) -> dict[str, Any]:
+    return {"batch_size": None if config.max_tokens else config.batch_size, "max_tokens": config.max_tokens}
 
 
 def code_cache_dir(config: DataConfig) -> Path:
@@ -168,9 +221,11 @@ def code_cache_dir(config: DataConfig) -> Path:
     return config.cache_dir or default_code_cache()
 
 
-def build_listener(config: Config, dataset: HiggsDataset, rules: SampleRules, ranks: Ranks) -> Listener | None:
+def build_listener(
+    config: Config, datasets: Sequence[HiggsDataset], rules: SampleRules, ranks: Ranks
+) -> Listener | None:
     """What speaks validation prompts while the run trains, where `eval.num_audio_samples` asks for it."""
-    if config.eval.num_audio_samples == 0:
+    if config.eval.num_audio_samples == 0 or not datasets:
         return None
     synthesizer = Synthesizer(
         rules.codec.load(distributed.training_device(ranks)),
@@ -178,7 +233,7 @@ def build_listener(config: Config, dataset: HiggsDataset, rules: SampleRules, ra
         seed=config.run.seed,
         max_seconds=config.eval.max_audio_s,
     )
-    prompts = choose_prompts(dataset, BatchCollator(rules.layout), count=config.eval.num_audio_samples)
+    prompts = choose_prompts_of_all(datasets, BatchCollator(rules.layout), count=config.eval.num_audio_samples)
     return Listener(prompts, synthesizer, run_dir=config.run.output_dir, ranks=ranks)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs.adapters.record import StoredValues
-from ds_higgs.data.prompt_forms import FORMS_OF, PromptForms, ReferenceTurn
+from ds_higgs.data.prompt_forms import FORMS_OF, PromptForms, ReferenceTurn, joint_form
 from ds_higgs.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,11 @@ class TrainedPrompt(StoredValues):
     def of_run(cls, config: Mapping[str, Any], *, where: str) -> "TrainedPrompt":
         """As a run's configuration says, in plain values; `where` is its place."""
         data = config.get("data", {})
-        return cls.parse({key: data[key] for key in cls.model_fields if key in data}, where=where)
+        found = {key: data[key] for key in cls.model_fields if key in data}
+        if sources := data.get("train"):
+            of_all = found.get("prompt_form", "as_is")
+            found["prompt_form"] = joint_form([source.get("prompt_form") or of_all for source in sources])
+        return cls.parse(found, where=where)
 
     def write(self, folder: Path) -> None:
         """Put prompt.json into `folder`."""

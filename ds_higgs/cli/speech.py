@@ -261,9 +261,12 @@ def _val_manifest(sources: list[Path]) -> Path:
     from ds_higgs.run_folder import RunFolder
 
     if len(sources) == 1 and (sources[0] / "config.yaml").is_file():
-        manifest = RunFolder.open(sources[0]).config.data.val_manifest
-        if manifest is not None:
-            return manifest
+        found = RunFolder.open(sources[0]).config.data.val_sources
+        if len(found) == 1:
+            return found[0].manifest
+        if found:
+            names = ", ".join(str(source.manifest) for source in found)
+            raise UserError(f"the run has several validation manifests: name one with --manifest ({names})")
     raise UserError("nothing to evaluate on: expected --manifest, or one run that has a validation manifest")
 
 

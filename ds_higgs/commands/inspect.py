@@ -52,19 +52,18 @@ class Inspection:
 
 
 def inspect(config: Config) -> Inspection:
-    """Check both manifests as `validate` does, and bring their samples in order. Encodes nothing.
+    """Check all manifests as `validate` does, and bring their samples in order. Encodes nothing.
 
     Raises:
         UserError: the base checkpoint or a manifest cannot be read, or no sample can be used.
     """
     rules = setup.build_sample_rules(config.data, resolve_base(config.model.base, config.model.revision))
-    training = _prepare(config, config.data.train_manifest, rules)
-    validation = None if config.data.val_manifest is None else _prepare(config, config.data.val_manifest, rules)
-    preparations = [one for one in (training, validation) if one is not None]
-    found = review(training, validation, rules.layout)
+    preparations = [_prepare(config, *one) for one in setup.manifests_with_rules(config.data, rules)]
+    count = len(config.data.train_sources)
+    found = review(preparations[:count], preparations[count:], rules.layout)
     samples = [sample for of_manifest in found.samples for sample in of_manifest]
     if not samples:
-        raise UserError(f"{training.manifest}: no sample can be used; `ds-higgs validate` tells why")
+        raise UserError(f"{preparations[0].manifest}: no sample can be used; `ds-higgs validate` tells why")
     return Inspection(
         manifests=tuple(one.manifest for one in preparations),
         samples=_worst_first(samples, found.warnings),

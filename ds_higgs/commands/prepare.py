@@ -15,13 +15,13 @@ from ds_higgs.model.loading import resolve_base
 
 
 def prepare(config: Config, *, processes: int | None = None) -> None:
-    """Encode what the cache lacks of both manifests; with a launcher every rank takes its share.
+    """Encode what the cache lacks of all manifests; with a launcher every rank takes its share.
 
     Args:
         processes: that encode at once on this machine, without a launcher; None is one per GPU, or one.
 
     Raises:
-        UserError: with every problem of a manifest; what is wrong with one does not keep the other from being encoded.
+        UserError: with every problem of a manifest; what is wrong with one does not keep the others from being encoded.
     """
     if processes is not None and processes < 1:
         raise UserError(f"--processes: {processes} found, expected 1 or more")
@@ -34,9 +34,8 @@ def prepare(config: Config, *, processes: int | None = None) -> None:
     try:
         refusals = [
             refusal
-            for manifest in (config.data.train_manifest, config.data.val_manifest)
-            if manifest is not None
-            and (refusal := _prepare_manifest(config, manifest, rules, ranks, processes)) is not None
+            for manifest, checked in setup.manifests_with_rules(config.data, rules)
+            if (refusal := _prepare_manifest(config, manifest, checked, ranks, processes)) is not None
         ]
     finally:
         if ranks.world_size > 1:

@@ -131,6 +131,7 @@ class Tuner:
             "run.max_steps": self.steps + WARMUP_STEPS,
             "run.epochs": 10_000,
             "data.val_manifest": None,
+            "data.val": (),
             "checkpoint.resume": "never",
             "zero.extra": {key: value for key, value in self.config.zero.extra.items() if key not in MONITOR_KEYS},
             # Whole sections, so that no key of theirs is forgotten.

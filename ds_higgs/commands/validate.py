@@ -23,6 +23,7 @@ from ds_higgs.data.statistics import ManifestStatistics
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
 from ds_higgs.job.preflight import check_trackers
+from ds_higgs.layout import AudioLayout
 from ds_higgs.losses import normalised_codebook_weights
 from ds_higgs.model.loading import HiggsAudioModel, check_weights_fit, resolve_base
 from ds_higgs.model.signature import check_model_class
@@ -103,11 +104,17 @@ def collect_report(config: Config) -> Report:
     if cache_dir is None:
         return report
     preparations = [
-        None if manifest is None else attempt(str(manifest), partial(_check_manifest, config, manifest, rules, report))
-        for manifest in (config.data.train_manifest, config.data.val_manifest)
+        attempt(str(manifest), partial(_check_manifest, config, manifest, checked, report))
+        for manifest, checked in setup.manifests_with_rules(config.data, rules)
     ]
-    report.warnings = review(preparations[0], preparations[1], rules.layout).warnings
+    report.warnings = _review(preparations, len(config.data.train_sources), rules.layout)
     return report
+
+
+def _review(preparations: list[Preparation | None], num_training: int, layout: AudioLayout) -> list[DataWarning]:
+    """The warnings about those manifests that could be prepared, of which the first ones are for training."""
+    training, validation = preparations[:num_training], preparations[num_training:]
+    return review([one for one in training if one], [one for one in validation if one], layout).warnings
 
 
 def print_report(report: Report) -> None:

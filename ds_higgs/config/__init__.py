@@ -1,5 +1,6 @@
 """The configuration: its sections, its file, and the one source of every default."""
 
+from ds_higgs.config.section import Section
 from ds_higgs.config.sections import (
     Config,
     DataConfig,
@@ -7,7 +8,6 @@ from ds_higgs.config.sections import (
     LoggingConfig,
     LossConfig,
     OptimConfig,
-    Section,
     ZeroConfig,
 )
 

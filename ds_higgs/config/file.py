@@ -96,15 +96,18 @@ def write_config(config: Config, path: Path) -> None:
 
 def resolved(config: Config) -> dict[str, Any]:
     """The configuration as plain values, with absolute paths."""
-    absolute = {
-        section: {
-            key: str(value.absolute()) if isinstance(value, Path) else value for key, value in dict(model).items()
-        }
-        for section, model in config
-    }
+    absolute = {section: _with_absolute_paths(model) for section, model in config}
     if Path(config.model.base).exists():
         absolute["model"]["base"] = str(Path(config.model.base).absolute())
     return Config.model_validate(absolute).model_dump(mode="json")
+
+
+def _with_absolute_paths(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, BaseModel):
+        return {key: _with_absolute_paths(one) for key, one in value}
+    return tuple(map(_with_absolute_paths, value)) if isinstance(value, tuple) else value
 
 
 def fixed_values(config: Config) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def _describe(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("function-", "literal[")))
     if error["type"] == "extra_forbidden":
         near = nearest_key(key)
-        return f"{key}: unknown key" + (f"; did you mean {near}?" if near else "")
+        return f"{key}: unknown key" + (f"; did you mean {near}?" if near and key.count(".") == 1 else "")
     if error["type"] == "missing":
         return f"{key}: missing" + _description(key)
     if error["type"] == "secret":

@@ -2,25 +2,17 @@
 
 import math
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from ds_higgs.config.section import Section
+from ds_higgs.config.sources import TrainSource, ValSource, check_train_sources, check_val_sources, is_endless
 from ds_higgs.config.types import (
     Count,
     CountOrZero,
     FilePath,
-    FreeSettings,
     PathText,
     Positive,
     PositiveOrZero,
@@ -29,9 +21,8 @@ from ds_higgs.config.types import (
     SecondsOrZero,
     Seed,
     Text,
-    find_not_finite,
-    read_number,
 )
+from ds_higgs.config.zero import ZeroConfig
 
 LoraTarget = Literal["attention", "text_ffn", "audio_ffn"]
 SavedModule = Literal["audio_head", "audio_embeddings", "text_head"]
@@ -45,13 +36,6 @@ BestMeasure = Literal[
     "mel_cepstral_distance",
 ]
 AutoOrBool = Literal["auto"] | bool
-SECRET_NAME = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
-
-
-class Section(BaseModel):
-    """A section of the configuration: unknown keys are refused, values cannot be changed after validation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class RunConfig(Section):
@@ -59,7 +43,7 @@ class RunConfig(Section):
 
     output_dir: FilePath = Field(description="Folder that the run writes; made where it is missing.")
     seed: Seed = Field(0, description="Seed of LoRA's initial weights, dropout and the order of samples.")
-    epochs: Count = Field(1, description="Passes over the training manifest.")
+    epochs: Count = Field(1, description="Passes over the training data; of a mixture, times each source's own.")
     max_steps: Count | None = Field(None, description="Stop after this many optimizer steps, if sooner.")
     deterministic: bool = Field(False, description="Refuse CUDA kernels whose results differ from run to run.")
     on_nonfinite: Literal["stop", "skip"] = Field(
@@ -110,8 +94,14 @@ class LoraConfig(Section):
 class DataConfig(Section):
     """Manifests, codes and batches."""
 
-    train_manifest: FilePath = Field(description="JSON array or JSON lines of ChatML samples.")
+    train_manifest: FilePath | None = Field(None, description="JSON array or JSON lines of ChatML samples.")
     val_manifest: FilePath | None = Field(None, description="The same, for validation.")
+    train: tuple[TrainSource, ...] = Field(
+        (), description="Several manifests instead of train_manifest: {manifest, weight, epochs, prompt_form, name}."
+    )
+    val: tuple[ValSource, ...] = Field(
+        (), description="Several manifests instead of val_manifest: {manifest, weight, name}."
+    )
     audio_root: FilePath | None = Field(
         None, description="Where relative audio paths start; default: beside the manifest."
     )
@@ -140,6 +130,44 @@ class DataConfig(Section):
     )
     use_delay_pattern: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
     encode_whisper_embed: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
+
+    @field_validator("train")
+    @classmethod
+    def _can_be_mixed(cls, train: tuple[TrainSource, ...]) -> tuple[TrainSource, ...]:
+        if train:
+            check_train_sources(train)
+        return train
+
+    @field_validator("val")
+    @classmethod
+    def _can_be_measured(cls, val: tuple[ValSource, ...]) -> tuple[ValSource, ...]:
+        if val:
+            check_val_sources(val)
+        return val
+
+    @model_validator(mode="after")
+    def _each_in_one_form(self) -> "DataConfig":
+        if not self.train_sources:
+            raise ValueError("nothing to train on: expected train_manifest, or several sources in train")
+        for one, several in (("train_manifest", "train"), ("val_manifest", "val")):
+            if getattr(self, one) is not None and getattr(self, several):
+                raise ValueError(f"{one} and {several} are both set: expected one of them")
+        return self
+
+    @property
+    def train_sources(self) -> tuple[TrainSource, ...]:
+        """What is trained on, in either form."""
+        return self.train if self.train_manifest is None else (TrainSource(manifest=self.train_manifest),)
+
+    @property
+    def val_sources(self) -> tuple[ValSource, ...]:
+        """What is validated on, in either form."""
+        return self.val if self.val_manifest is None else (ValSource(manifest=self.val_manifest),)
+
+    @property
+    def manifests(self) -> tuple[Path, ...]:
+        """All of them, those for training first."""
+        return tuple(source.manifest for source in (*self.train_sources, *self.val_sources))
 
     @model_validator(mode="after")
     def _some_length_is_allowed(self) -> "DataConfig":
@@ -177,48 +205,6 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up, to 0.")
     max_grad_norm: PositiveOrZero = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-batches per GPU in one optimizer step.")
-
-
-class ZeroConfig(Section):
-    """What DeepSpeed does."""
-
-    stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(read_number)] = Field(2, description="ZeRO stage.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Of weights and activations.")
-    offload_optimizer: bool = Field(False, description="Keep master weights and moments in CPU memory (stage 1 to 3).")
-    overlap_comm: bool = Field(False, description="Reduce on a second stream; gains little at LoRA's sizes.")
-    reduce_bucket_size: Count = Field(50_000_000, description="Elements of a reduction bucket.")
-    allgather_bucket_size: Count = Field(50_000_000, description="Elements of an all-gather bucket.")
-    fp32_reduction: bool = Field(True, description="Reduce and hold reduced gradients in fp32.")
-    extra: FreeSettings = Field(default_factory=dict, description="Any DeepSpeed key; merged last.")
-
-    @field_validator("extra")
-    @classmethod
-    def _holds_no_secret(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        if secrets := sorted(_find_secrets(extra, "")):
-            # A type of its own: the message must not show what was found.
-            raise PydanticCustomError(
-                "secret",
-                "{keys}: looks like a key or a password, and the run's folder would keep it; "
-                "expected it in the tracker's environment variable (WANDB_API_KEY, COMET_API_KEY)",
-                {"keys": ", ".join(secrets)},
-            )
-        return extra
-
-    @field_validator("extra")
-    @classmethod
-    def _can_be_json(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        if wrong := sorted(find_not_finite(extra)):
-            raise ValueError(f"expected numbers that are finite at {', '.join(wrong)}")
-        return extra
-
-
-def _find_secrets(value: Any, path: str) -> Iterator[str]:
-    """Dotted paths inside `zero.extra` whose name says that their value is secret."""
-    if isinstance(value, dict):
-        for key, child in value.items():
-            if SECRET_NAME.search(str(key)) and child:
-                yield f"{path}{key}"
-            yield from _find_secrets(child, f"{path}{key}.")
 
 
 class MemoryConfig(Section):
@@ -293,7 +279,7 @@ class Config(Section):
     run: RunConfig
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
-    data: DataConfig
+    data: DataConfig = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type]
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()
@@ -301,6 +287,14 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @field_validator("data")
+    @classmethod
+    def _has_an_end(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+        run = info.data.get("run")
+        if data.train and is_endless(data.train) and run is not None and run.max_steps is None:
+            raise ValueError("no source of data.train has epochs, so the run has no end: expected run.max_steps")
+        return data
 
     @field_validator("zero")
     @classmethod
@@ -318,12 +312,12 @@ class Config(Section):
         if value.best_by is not None and not value.best_by.endswith("loss") and not has_samples:
             raise ValueError(f"best_by {value.best_by} needs num_audio_samples: it is measured on spoken samples")
         data = info.data.get("data")
-        if value.best_by is not None and data is not None and data.val_manifest is None:
+        if value.best_by is not None and data is not None and not data.val_sources:
             raise ValueError("best_by needs data.val_manifest")
         if not has_samples:
             return value
         data, zero = info.data.get("data"), info.data.get("zero")
-        if data is not None and data.val_manifest is None:
+        if data is not None and not data.val_sources:
             raise ValueError("num_audio_samples needs data.val_manifest: the prompts come from there")
         if zero is not None and zero.stage == 3:
             raise ValueError(

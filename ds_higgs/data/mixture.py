@@ -19,7 +19,7 @@ from ds_higgs.data.order import Draw, EpochOrder, Samples, SampleSource
 
 
 @dataclass(frozen=True)
-class Source:
+class MixedSource:
     """One data set of a mixture.
 
     weight: its share of the samples, against the others' weights.
@@ -47,7 +47,7 @@ class Mixture:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[MixedSource],
         *,
         batch_size: int | None = None,
         max_tokens: int | None = None,

@@ -6,7 +6,7 @@ processor and vLLM-Omni send: reference text as a user turn, reference audio as 
 alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -49,6 +49,12 @@ class VoiceRequest:
 def served_form(form: PromptForms) -> PromptForm:
     """The form in which a model that was trained in `form` is validated and asked to speak."""
     return "boson" if form == "mixed" else form
+
+
+def joint_form(forms: Collection[PromptForms]) -> PromptForms:
+    """The form of a training on sources in these forms."""
+    [form, *others] = set(forms)
+    return "mixed" if others else form
 
 
 def write_sample(request: VoiceRequest, form: PromptForm, *, system: str | None = None) -> dict[str, Any]:

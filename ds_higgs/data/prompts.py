@@ -1,5 +1,6 @@
 """Prompts for generation, cut out of the very samples that training sees."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,18 @@ def choose_prompts(dataset: HiggsDataset, collator: BatchCollator, *, count: int
     count = len(with_audio) if count is None else min(count, len(with_audio))
     places = np.unique(np.linspace(0, len(with_audio) - 1, count).round().astype(int))
     return [_fix_prompt(dataset, collator, with_audio[place], number) for number, place in enumerate(places)]
+
+
+def choose_prompts_of_all(
+    datasets: Sequence[HiggsDataset], collator: BatchCollator, *, count: int
+) -> list[FixedPrompt]:
+    """`choose_prompts` from several data sets, as evenly as `count` can be split; those of the first come first."""
+    found: list[FixedPrompt] = []
+    for place, dataset in enumerate(datasets):
+        share = -(-(count - len(found)) // (len(datasets) - place))
+        chosen = choose_prompts(dataset, collator, count=share)
+        found += [replace(prompt, number=len(found) + number) for number, prompt in enumerate(chosen)]
+    return found
 
 
 def _fix_prompt(dataset: HiggsDataset, collator: BatchCollator, index: int, number: int) -> FixedPrompt:

@@ -1,5 +1,6 @@
 """Everything that the page tells about one run, as plain values for its script."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -34,7 +35,7 @@ def collect_run(run: RunFolder) -> dict[str, Any]:
         "curves": collect_curves(run),
         "evaluations": read_evaluations(run),
         "comparison": read_comparison(run),
-        "data": {key: describe_manifest(run, f"{key}_manifest") for key in ("train", "val")},
+        "data": {key: describe_manifests(run, key) for key in ("train", "val")},
         "trouble": find_trouble(run),
         "config": yaml.safe_dump(run.config_values, sort_keys=False, allow_unicode=True),
         "settings": dict(_flatten(run.config_values)),
@@ -75,10 +76,23 @@ def collect_curves(run: RunFolder) -> dict[str, list]:
         num_codebooks = max((len(_codebooks(line)) for line in lines), default=0)
         for index in range(num_codebooks):
             curves[f"{name}/codebook_{index}"] = read_curve(lines, "audio_loss_per_codebook", index)
+        curves |= _curves_of_sources(name, lines)
     spoken = _by_step(read_samples(run))
     rows = [{"step": step, **summarise_rows(lines)} for step, lines in spoken.items()]
     curves |= {f"samples/{key}": read_curve(rows, key) for key in SAMPLE_CURVES}
     return {name: points for name, points in curves.items() if points}
+
+
+def _curves_of_sources(what: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    """Of a mixture's sources, or of several validation manifests: "train/audio_loss/NAME" and so on."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        sources = line.get("sources")
+        for name, values in sources.items() if isinstance(sources, dict) else ():
+            if isinstance(values, dict):
+                rows.setdefault(str(name), []).append({**values, "step": line["step"]})
+    keys = ("audio_loss", "text_loss")
+    return {f"{what}/{key}/{name}": read_curve(of_source, key) for name, of_source in rows.items() for key in keys}
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
@@ -126,15 +140,15 @@ def read_comparison(run: RunFolder) -> dict[str, Any] | None:
         return None
 
 
-def describe_manifest(run: RunFolder, key: str) -> dict[str, Any] | None:
-    """Samples, speakers and text lengths of a manifest; None where it is not there (any more)."""
-    manifest, entries = _manifest_of(run, key), read_entries(run, key)
-    if manifest is None or not entries:
+def describe_manifests(run: RunFolder, key: str) -> dict[str, Any] | None:
+    """Samples, speakers and text lengths of all manifests of `key`; None where none is there (any more)."""
+    manifests, entries = _manifests_of(run, key), list(_entries_of(run, key))
+    if not entries:
         return None
-    lengths = [len(spoken_text(entry.data)) for entry in entries.values()]
-    speakers = Counter(str(entry.data["speaker"]) for entry in entries.values() if entry.data.get("speaker"))
+    lengths = [len(spoken_text(entry.data)) for _, entry in entries]
+    speakers = Counter(str(entry.data["speaker"]) for _, entry in entries if entry.data.get("speaker"))
     return {
-        "file": manifest.name,
+        "file": ", ".join(manifest.name for manifest in manifests),
         "samples": len(entries),
         "speakers": speakers.most_common(MAX_LISTED),
         "num_speakers": len(speakers),
@@ -145,21 +159,26 @@ def describe_manifest(run: RunFolder, key: str) -> dict[str, Any] | None:
 
 
 def read_entries(run: RunFolder, key: str) -> dict[str, Entry]:
-    """The readable samples of one of the run's manifests, by name ("val.json:3"); none where it is gone."""
-    manifest = _manifest_of(run, key)
-    if manifest is None or not manifest.is_file():
-        return {}
-    try:
-        entries = list(read_manifest(manifest))
-    except UserError:  # changed since the run
-        return {}
-    return {sample_id(manifest, entry.number): entry for entry in entries if _is_sample(entry)}
+    """The readable samples of the run's manifests for `key` ("train", "val"), by name ("val.json:3")."""
+    return {sample_id(manifest, entry.number): entry for manifest, entry in _entries_of(run, key)}
 
 
-def _manifest_of(run: RunFolder, key: str) -> Path | None:
+def _entries_of(run: RunFolder, key: str) -> Iterator[tuple[Path, Entry]]:
+    """None of a manifest that is gone, or has changed so that it cannot be read."""
+    for manifest in _manifests_of(run, key):
+        if manifest.is_file():
+            with contextlib.suppress(UserError):
+                yield from [(manifest, entry) for entry in read_manifest(manifest) if _is_sample(entry)]
+
+
+def _manifests_of(run: RunFolder, key: str) -> list[Path]:
+    """Those that config.yaml names, in whichever form."""
     data = run.config_values.get("data")
-    path = data.get(key) if isinstance(data, dict) else None
-    return Path(path) if isinstance(path, str) else None
+    if not isinstance(data, dict):
+        return []
+    sources = data.get(key)
+    named = [source.get("manifest") for source in sources if isinstance(source, dict)] if sources else []
+    return [Path(path) for path in (data.get(f"{key}_manifest"), *named) if isinstance(path, str)]
 
 
 def _is_sample(entry: Entry) -> bool:

@@ -31,7 +31,7 @@ def collect_players(run: RunFolder, *, budget_bytes: int) -> dict[str, Any]:
     rows = read_samples(run)
     numbers = sorted({row["number"] for row in rows})
     steps = sorted({row["step"] for row in rows})
-    texts = {name: entry.data for name, entry in read_entries(run, "val_manifest").items()}
+    texts = {name: entry.data for name, entry in read_entries(run, "val").items()}
     prompts, left_out = [], 0
     for place, number in enumerate(numbers):
         share = budget_bytes // (len(numbers) - place)

@@ -66,6 +66,7 @@ function curves() {
   const charts = [
     lineChart({ title: "Audio loss", series: losses("audio_loss"), note: "nats per code" }),
     lineChart({ title: "Text loss", series: losses("text_loss"), note: "nats per token" }),
+    ...RUNS.flatMap(sourceCharts),
     ...RUNS.flatMap(codebookCharts),
     lineChart({ title: "Loss", series: losses("loss"), note: "weighted sum" }),
     lineChart({ title: "Learning rate", series: plain("train/learning_rate") }),
@@ -74,6 +75,21 @@ function curves() {
     lineChart({ title: "Peak memory", series: plain("train/peak_memory_gib"), note: "GiB" }),
   ].filter(Boolean);
   return charts.length ? section("curves", "Curves", element("div", { class: "charts" }, charts)) : [];
+}
+
+function sourceCharts(run) {
+  const title = (what) => `Audio loss by source, ${what}${RUNS.length > 1 ? `: ${run.name}` : ""}`;
+  return [["val", "validation"], ["train", "training"]].map(([kind, what]) => {
+    const prefix = `${kind}/audio_loss/`;
+    const series = Object.keys(run.curves).filter((key) => key.startsWith(prefix)).map((key, index) => ({
+      name: key.slice(prefix.length),
+      colour: CODEBOOK_COLOURS[index % CODEBOOK_COLOURS.length],
+      points: run.curves[key],
+      dots: kind === "val",
+      smooth: kind === "train",
+    }));
+    return series.length ? lineChart({ title: title(what), series, note: "nats per code" }) : null;
+  });
 }
 
 function codebookCharts(run) {

@@ -1,6 +1,6 @@
 """What a run measures of itself between steps: validation losses, and what it says to fixed prompts."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,8 +14,10 @@ from ds_higgs.losses import LossWeights
 from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
 from ds_higgs.training.metrics import MetricsFile, eval_values, track
 from ds_higgs.training.position import Position
+from ds_higgs.training.results import StepResult
 from ds_higgs.training.save_errors import save_errors
 from ds_higgs.training.validation import evaluate
+from ds_higgs.training.validation_sets import ValidationSet, combine, curves_of
 
 
 class Evaluations:
@@ -25,7 +27,7 @@ class Evaluations:
     recorded, and it stays due.
 
     Args:
-        max_batches: of a validation; None for all.
+        max_batches: of a validation manifest; None for all.
         keep_best: told the values of every evaluation.
     """
 
@@ -33,7 +35,7 @@ class Evaluations:
         self,
         engine: DeepSpeedEngine,
         *,
-        val_loader: StepLoader | None,
+        validation_sets: Sequence[ValidationSet],
         listener: Listener | None,
         weights: LossWeights,
         max_batches: int | None,
@@ -41,7 +43,7 @@ class Evaluations:
         stop_requests: StopRequests,
         keep_best: Callable[[Mapping[str, Any]], None],
     ):
-        self.val_loader = val_loader
+        self.validation_sets = validation_sets
         self.listener = listener
         self._engine = engine
         self._weights = weights
@@ -52,21 +54,21 @@ class Evaluations:
 
     def make(self, position: Position) -> None:
         """Make what is due at this position, unless a stop is asked for."""
-        position.validation_due &= self.val_loader is not None
+        position.validation_due &= bool(self.validation_sets)
         position.listening_due &= self.listener is not None
-        if self.val_loader is not None and position.validation_due and not self._stop_requests.agreed():
-            self._validate(self.val_loader, position)
+        if position.validation_due and not self._stop_requests.agreed():
+            self._validate(position)
         if self.listener is not None and position.listening_due and not self._stop_requests.agreed():
             self._listen(self.listener, position)
 
-    def _validate(self, loader: StepLoader, position: Position) -> None:
-        """Record the losses on the validation manifest."""
-        # From the first micro-batch on, although `max_batches` may have left the loader in the middle.
-        loader.epoch, loader.micro_batches_done = 0, 0
-        batches = (batch for [batch] in islice(loader, self._max_batches))
-        values = eval_values(evaluate(self._engine, self._until_stopped(batches), self._weights))
-        if self._stop_requests.is_agreed:
-            return
+    def _validate(self, position: Position) -> None:
+        """Record the losses on the validation manifests."""
+        found = []
+        for one in self.validation_sets:
+            found.append(eval_values(self._losses_on(one.loader)))
+            if self._stop_requests.is_agreed:
+                return
+        values = combine(found, self.validation_sets)
         position.validation_due = False
         logger.info(
             "step %d: validation loss %.4f  text %.4f  audio %.4f",
@@ -78,8 +80,15 @@ class Evaluations:
         position.remember_losses(values, "validation")
         self._metrics.write("eval", step=position.step, **values)
         shown = ("loss", "text_loss", "audio_loss")
-        track(self._engine, position.step, {f"val/{name}": values[name] for name in shown})
+        shown_values = {name: values[name] for name in shown} | curves_of(values)
+        track(self._engine, position.step, {f"val/{name}": value for name, value in shown_values.items()})
         self._keep_best(values)
+
+    def _losses_on(self, loader: StepLoader) -> StepResult:
+        # From the first micro-batch on, although `max_batches` may have left the loader in the middle.
+        loader.epoch, loader.micro_batches_done = 0, 0
+        batches = (batch for [batch] in islice(loader, self._max_batches))
+        return evaluate(self._engine, self._until_stopped(batches), self._weights)
 
     def _listen(self, listener: Listener, position: Position) -> None:
         """Record what the model says to the fixed validation prompts."""

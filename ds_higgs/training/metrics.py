@@ -13,6 +13,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
+from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import append_whole, read_json_lines, write_atomically
 from ds_higgs.job import devices
 from ds_higgs.job.distributed import logger
@@ -82,6 +83,18 @@ def step_values(
         "tokens_per_second": num_tokens / seconds,
         "peak_memory_gib": peak_memory_gib(),
     }
+
+
+def source_values(result: StepResult, loader: StepLoader) -> dict[str, dict[str, Any]]:
+    """What a "step" line says of each source that the step had samples of: its epoch (from 1), samples and losses."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(loader.order.names):
+        draws = [draw for draw in loader.drawn if draw.source == number]
+        if draws:
+            losses = eval_values(result.per_source[number])
+            epoch = 1 + max(draw.epoch for draw in draws)
+            found[name] = {"epoch": epoch, "num_samples": sum(len(draw.samples) for draw in draws), **losses}
+    return found
 
 
 def eval_values(result: StepResult) -> dict[str, Any]:

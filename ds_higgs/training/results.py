@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ds_higgs.losses import LossWeights
 
@@ -14,6 +14,7 @@ class StepResult:
     Losses are in nats per target, `audio_loss_per_codebook` one per codebook; `grad_norm` is before clipping.
     applied: False where the update was left out because a loss or a gradient was not finite.
     extra: the caller's values, summed over ranks.
+    per_source: the losses of each source alone.
     """
 
     loss: float
@@ -25,6 +26,7 @@ class StepResult:
     extra: tuple[float, ...]
     grad_norm: float = math.nan
     applied: bool = False
+    per_source: tuple["StepResult", ...] = ()
 
 
 class NonFiniteError(RuntimeError):
@@ -50,3 +52,18 @@ def summarise(
         num_audio_targets=round(sum(counts[1:])),
         extra=extra,
     )
+
+
+def summarise_sources(
+    sums: Sequence[float], counts: Sequence[float], weights: LossWeights, num_sources: int, *, extra: tuple[float, ...]
+) -> StepResult:
+    """`summarise` over all sources, and over each alone, from the sums and counts of one after the other."""
+    width = len(sums) // num_sources
+    parts = [slice(start, start + width) for start in range(0, len(sums), width)]
+    per_source = tuple(summarise(sums[part], counts[part], weights) for part in parts)
+    whole = summarise(_add_up(sums, parts), _add_up(counts, parts), weights, extra=extra)
+    return replace(whole, per_source=per_source)
+
+
+def _add_up(values: Sequence[float], parts: Sequence[slice]) -> list[float]:
+    return [sum(column) for column in zip(*(values[part] for part in parts), strict=True)]

@@ -29,6 +29,7 @@ from ds_higgs.training.engine import (
 from ds_higgs.training.memory_plan import MemorySettings, choose_memory_settings, decide_checkpointing
 from ds_higgs.training.trainer import Trainer
 from ds_higgs.training.validation import build_loss_weights
+from ds_higgs.training.validation_sets import ValidationSet
 from ds_higgs.training.zero import build_deepspeed_config
 
 HIGH_LEARNING_RATE = 2e-4
@@ -62,13 +63,13 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
         stop_requests,
         engine=engine,
         train_loader=material.train_loader,
-        val_loader=material.val_loader,
+        validation_sets=material.validation_sets,
         listener=material.listener,
         weights=material.weights,
         total_steps=material.total_steps,
     )
     stop_requests.stop_here()
-    _take_over_folder(trainer, checkpoint, deepspeed_config, material.datasets)
+    _take_over_folder(trainer, checkpoint, deepspeed_config, [*material.train, *material.val])
     return trainer
 
 
@@ -93,9 +94,10 @@ def warn_of_hasty_start(optim: OptimConfig) -> None:
 class _Material:
     """What a run learns from, and how it is weighed."""
 
-    datasets: list[HiggsDataset]
+    train: list[HiggsDataset]
+    val: list[HiggsDataset]
     train_loader: StepLoader
-    val_loader: StepLoader | None
+    validation_sets: list[ValidationSet]
     listener: Listener | None
     weights: LossWeights
     total_steps: int
@@ -103,22 +105,28 @@ class _Material:
     @property
     def longest(self) -> int:
         """Positions of the longest training sample."""
-        return int(self.datasets[0].lengths.max())
+        return max(int(dataset.lengths.max()) for dataset in self.train)
 
 
 def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: StopRequests) -> _Material:
     rules = setup.build_sample_rules(config.data, base)
     weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
-    datasets = [setup.build_dataset(config, config.data.train_manifest, rules, ranks, stop_requests)]
-    train_loader = setup.build_train_loader(config, datasets[0], rules, ranks)
-    val_loader, listener = None, None
-    if config.data.val_manifest is not None:
-        val_rules = setup.validation_rules(rules)
-        datasets.append(setup.build_dataset(config, config.data.val_manifest, val_rules, ranks, stop_requests))
-        val_loader = setup.build_val_loader(config, datasets[1], rules, ranks)
-        listener = setup.build_listener(config, datasets[1], rules, ranks)
-    total_steps = train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps)
-    return _Material(datasets, train_loader, val_loader, listener, weights, total_steps)
+    train = setup.build_train_datasets(config, rules, ranks, stop_requests)
+    train_loader = setup.build_train_loader(config, train, rules, ranks)
+    val = setup.build_val_datasets(config, rules, ranks, stop_requests)
+    validation_sets = [
+        ValidationSet(source.title, setup.build_val_loader(config, dataset, rules, ranks), source.weight)
+        for source, dataset in zip(config.data.val_sources, val, strict=True)
+    ]
+    return _Material(
+        train=train,
+        val=val,
+        train_loader=train_loader,
+        validation_sets=validation_sets,
+        listener=setup.build_listener(config, val, rules, ranks),
+        weights=weights,
+        total_steps=train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps),
+    )
 
 
 def _build_engine(

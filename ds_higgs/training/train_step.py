@@ -11,7 +11,7 @@ from ds_higgs.batch import Batch
 from ds_higgs.job import distributed
 from ds_higgs.losses import LossWeights, Targets, build_targets
 from ds_higgs.training.reduction import reduce_once
-from ds_higgs.training.results import NonFiniteError, StepResult, summarise
+from ds_higgs.training.results import NonFiniteError, StepResult, summarise_sources
 from ds_higgs.training.step_module import StepModule
 
 
@@ -20,6 +20,7 @@ def train_step(
     batches: Sequence[Batch],
     weights: LossWeights,
     *,
+    num_sources: int = 1,
     skip_non_finite: bool = False,
     extra: Sequence[float] = (),
 ) -> StepResult:
@@ -30,6 +31,7 @@ def train_step(
     Args:
         engine: from `build_engine`.
         batches: this rank's micro-batches, on the CPU; every rank has equally many.
+        num_sources: of the batches; the losses of each are told apart.
         skip_non_finite: leave the update out on all ranks, rather than raise.
         extra: this rank's values (sample and token counts, flags) to be summed over ranks in the losses' reduction.
 
@@ -38,10 +40,10 @@ def train_step(
     """
     module: StepModule = engine.module
     targets = [build_targets(batch, placeholder_ids=module.placeholder_ids) for batch in batches]
-    counts = global_counts(targets, engine.device)
+    counts = global_counts(batches, targets, engine.device, num_sources=num_sources)
     # engine.backward divides by the accumulation steps and the reduction by the ranks; here the global batch is one.
     divided_by = engine.gradient_accumulation_steps() * distributed.world_size()
-    scales = (weights.scales(counts) * divided_by).float()
+    scales = (weights.scales(counts.sum(dim=0)) * divided_by).float()
 
     sums = torch.zeros_like(counts)
     with reduce_once(engine) as gradients:
@@ -50,14 +52,14 @@ def train_step(
             engine.backward(output.loss)
             if len(batches) > 1:
                 gradients.collect()
-            sums += output.sums
+            sums[batch.source] += output.sums
         finite = gradients.finish()
-        reduced = torch.cat([sums, (~finite).double().view(1), sums.new_tensor(extra)])
+        reduced = torch.cat([sums.flatten(), (~finite).double().view(1), sums.new_tensor(extra)])
         distributed.all_reduce_sum(reduced)
 
     # The step's one wait for the device: whether to update has to be known before the update.
     sums_now, (non_finite_ranks, *extra_sums) = _split_at(reduced.tolist(), counts.numel())
-    result = summarise(sums_now, counts.tolist(), weights, extra=tuple(extra_sums))
+    result = summarise_sources(sums_now, counts.flatten().tolist(), weights, num_sources, extra=tuple(extra_sums))
     if non_finite_ranks or not math.isfinite(result.loss):
         if not skip_non_finite:
             raise NonFiniteError(result)
@@ -65,9 +67,13 @@ def train_step(
     return _update(engine, result, skip_non_finite=skip_non_finite)
 
 
-def global_counts(targets: Sequence[Targets], device: torch.device) -> torch.Tensor:
-    """[1 + codebooks] float64 on `device`: text and audio targets of the global batch."""
-    counts = torch.stack([one.counts() for one in targets]).sum(dim=0)
+def global_counts(
+    batches: Sequence[Batch], targets: Sequence[Targets], device: torch.device, *, num_sources: int
+) -> torch.Tensor:
+    """[num_sources, 1 + codebooks] float64 on `device`: text and audio targets of the global batch."""
+    of_batches = torch.stack([one.counts() for one in targets])
+    sources = torch.tensor([batch.source for batch in batches])
+    counts = of_batches.new_zeros(num_sources, of_batches.shape[1]).index_add_(0, sources, of_batches)
     return distributed.all_reduce_sum(counts.to(device))
 
 

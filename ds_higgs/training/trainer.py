@@ -1,6 +1,6 @@
 """The training loop, and what happens every so many steps."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,21 @@ from ds_higgs.run_folder import BEST, FINAL, RunFolder, step_name
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.best import Best
 from ds_higgs.training.evaluations import Evaluations
-from ds_higgs.training.metrics import MetricsFile, Progress, StepTimer, eval_values, json_values, step_values, track
+from ds_higgs.training.metrics import (
+    MetricsFile,
+    Progress,
+    StepTimer,
+    eval_values,
+    json_values,
+    source_values,
+    step_values,
+    track,
+)
 from ds_higgs.training.position import Position
 from ds_higgs.training.results import NonFiniteError, StepResult
 from ds_higgs.training.save_errors import save_errors
 from ds_higgs.training.train_step import train_step
+from ds_higgs.training.validation_sets import ValidationSet, curves_of
 
 
 class Outcome(Enum):
@@ -55,7 +65,7 @@ class Trainer:
         *,
         engine: DeepSpeedEngine,
         train_loader: StepLoader,
-        val_loader: StepLoader | None,
+        validation_sets: Sequence[ValidationSet],
         listener: Listener | None,
         weights: LossWeights,
         total_steps: int,
@@ -75,7 +85,7 @@ class Trainer:
         self.metrics = MetricsFile(self.folder.metrics_file, enabled=ranks.is_main, tolerate_errors=self.tolerate)
         self.evaluations = Evaluations(
             engine,
-            val_loader=val_loader,
+            validation_sets=validation_sets,
             listener=listener,
             weights=weights,
             max_batches=config.eval.max_batches,
@@ -121,6 +131,7 @@ class Trainer:
                 self.engine,
                 micro_batches,
                 self.weights,
+                num_sources=len(self.train_loader.order.names),
                 skip_non_finite=self.config.run.on_nonfinite == "skip",
                 extra=(num_samples, num_tokens, self.stop_requests.requested()),
             )
@@ -141,11 +152,14 @@ class Trainer:
             num_tokens=num_tokens,
             seconds=timer.stop(),
         )
+        if self.config.data.train:
+            values["sources"] = source_values(result, self.train_loader)
         self.position.remember_losses(values, "training")
         self.metrics.write("step", step=self.position.step, **values, skipped_steps=self.position.skipped_steps)
         if self.position.step % self.config.logging.log_steps == 0:
             shown = ("loss", "text_loss", "audio_loss", "learning_rate", "grad_norm", "tokens_per_second")
-            track(self.engine, self.position.step, {f"train/{name}": values[name] for name in shown})
+            shown_values = {name: values[name] for name in shown} | curves_of(values)
+            track(self.engine, self.position.step, {f"train/{name}": value for name, value in shown_values.items()})
         return values
 
     @property

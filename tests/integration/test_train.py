@@ -224,7 +224,7 @@ def test_first_step_equals_plain_code_on_the_same_batch(plain_run, tiny_base):
     config = load_config(plain_run / "config.yaml", {})
     rules = setup.build_sample_rules(config.data, tiny_base)
     dataset = setup.build_dataset(config, config.data.train_manifest, rules, Ranks(0, 1, 0))
-    [batch] = next(iter(setup.build_train_loader(config, dataset, rules, Ranks(0, 1, 0))))
+    [batch] = next(iter(setup.build_train_loader(config, [dataset], rules, Ranks(0, 1, 0))))
     model = HiggsAudioModel.from_pretrained(tiny_base)
     with torch.no_grad():
         outputs = model(**batch.model_inputs, label_ids=batch.labels.text, use_cache=False)

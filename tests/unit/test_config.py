@@ -179,7 +179,7 @@ def test_missing_keys_say_what_they_are():
     with pytest.raises(UserError) as error:
         load_config(None, {"run.output_dir": "out"})
     assert "model: missing (needs model.base)" in str(error.value)
-    assert "data: missing (needs data.train_manifest)" in str(error.value)
+    assert "data: nothing to train on: expected train_manifest, or several sources in train" in str(error.value)
 
 
 def test_wrong_flags_are_all_listed():
@@ -267,3 +267,48 @@ def test_a_key_in_the_configuration_is_refused_without_showing_it():
         load_config(None, {**MINIMAL, "zero.extra": extra})
     assert "hunter2" not in str(error.value)
     assert "wandb" not in str(error.value).replace("WANDB_API_KEY", "")
+
+
+SOURCES = [{"manifest": "new.jsonl", "weight": 0.9}, {"manifest": "old.jsonl", "weight": 0.1, "name": "replay"}]
+
+
+def load_mixture(sources, **others):
+    values = {"run.output_dir": "out", "model.base": "base", "run.max_steps": 10, "data.train": sources}
+    return load_config(None, {**values, **others})
+
+
+def test_a_mixture_replaces_the_manifest(tmp_path):
+    config = load_mixture(SOURCES, **{"data.val": [{"manifest": "val.json"}]})
+    assert [source.title for source in config.data.train_sources] == ["new", "replay"]
+    assert [str(path) for path in config.data.manifests] == ["new.jsonl", "old.jsonl", "val.json"]
+    write_config(config, tmp_path / "config.yaml")
+    again = load_config(tmp_path / "config.yaml", {})
+    assert again == load_config(None, flat(resolved(config)))
+    assert again.data.train[1].manifest.is_absolute()
+    assert again.data.train[1].weight == 0.1
+
+
+def flat(values):
+    return {f"{section}.{key}": value for section, part in values.items() for key, value in part.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data.train": [*SOURCES, {"manifest": "c.json"}]},
+            "data.train: some sources have a weight and some have none",
+        ),
+        ({"data.train": [SOURCES[0]] * 2}, "data.train: two sources are named new: give each a name of its own"),
+        ({"data.train": [{"manifest": "a", "weight": 0}]}, r"data.train.0.weight: .*greater than 0 \(found 0\)"),
+        ({"data.train": [{"manifest": "a", "wieght": 1}]}, r"data.train.0.wieght: unknown key$"),
+        ({"data.train": []}, "data: nothing to train on: expected train_manifest, or several sources in train"),
+        ({"data.train_manifest": "a"}, "data: train_manifest and train are both set: expected one of them"),
+        ({"run.max_steps": None}, "data: no source of data.train has epochs, so the run has no end: expected run.max"),
+        ({"data.val": [{"manifest": "a", "weight": 0}]}, "data.val: no source has a weight above 0"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_mixture(**{"sources": SOURCES, **changes})
+    assert len(str(error.value)) < 600

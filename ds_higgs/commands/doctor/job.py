@@ -33,9 +33,8 @@ TEXT_POSITIONS = 150  # of a long sample: texts, roles, system message
 
 def check_job(config: Config) -> Iterator[Finding]:
     """Everything that training asks for before it reads data."""
-    for manifest in (config.data.train_manifest, config.data.val_manifest):
-        if manifest is not None:
-            yield judge("manifest", str(manifest), "name a file that exists", good=manifest.is_file())
+    for manifest in config.data.manifests:
+        yield judge("manifest", str(manifest), "name a file that exists", good=manifest.is_file())
     yield from _check_revision(config)
     base = None
     for finding, folder in _check_base(config):

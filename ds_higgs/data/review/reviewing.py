@@ -1,9 +1,10 @@
-"""All warnings about the training manifest and the validation manifest. Reads all their audio: not for a start."""
+"""All warnings about the manifests for training and for validation. Reads all their audio: not for a start."""
 
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 from ds_higgs.data.audio import read_frames
 from ds_higgs.data.build import Preparation
@@ -26,12 +27,15 @@ class Review:
     warnings: list[DataWarning]
 
 
-def review(training: Preparation | None, validation: Preparation | None, layout: AudioLayout) -> Review:
+def review(training: Sequence[Preparation], validation: Sequence[Preparation], layout: AudioLayout) -> Review:
     """Read all texts and all audio of analysed manifests whose audio has been checked, and say what is likely wrong."""
-    of_training = [] if training is None else read_samples(training, layout)
-    of_validation = [] if validation is None else read_samples(validation, layout)
-    sounds = _measure(of_training) | _measure(of_validation)
-    return Review([of_training, of_validation], sounds, find_warnings(of_training, of_validation, sounds))
+    samples = [read_samples(one, layout) for one in (*training, *validation)]
+    sounds: dict[str, Sound] = {}
+    for of_manifest in samples:
+        sounds |= _measure(of_manifest)
+    of_training = list(chain.from_iterable(samples[: len(training)]))
+    of_validation = list(chain.from_iterable(samples[len(training) :]))
+    return Review(samples, sounds, find_warnings(of_training, of_validation, sounds))
 
 
 def find_warnings(

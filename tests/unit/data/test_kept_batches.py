@@ -61,7 +61,7 @@ def test_the_examples_batches_are_what_they_were(tiny_base, tmp_path):
     )
     rules = setup.build_sample_rules(config.data, tiny_base)
     dataset = setup.build_dataset(config, config.data.train_manifest, rules, Ranks(0, 1, 0))
-    loaders = [setup.build_train_loader(config, dataset, rules, Ranks(rank, 2, rank)) for rank in range(2)]
+    loaders = [setup.build_train_loader(config, [dataset], rules, Ranks(rank, 2, rank)) for rank in range(2)]
     check("example", digest_of(loaders).hex())
 
 

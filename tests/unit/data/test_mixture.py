@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_higgs.data.loader import StepLoader
-from ds_higgs.data.mixture import Mixture, Source
+from ds_higgs.data.mixture import MixedSource, Mixture
 from ds_higgs.errors import UserError
 
 from .test_sampling import EXAMPLES, MAX_TOKENS, NumberedSamples, batching, number_collator
@@ -25,7 +25,7 @@ def make_mixture(weights, *, sizes=None, passes=None, seed=0, **limits):
     lengths = [rng.integers(1, MAX_TOKENS // 8, size).astype(np.int32) * 8 for size in sizes]
     passes = passes or [None] * len(weights)
     sources = [
-        Source(f"source{number}", NumberedSamples(lengths[number]), weight, passes[number])
+        MixedSource(f"source{number}", NumberedSamples(lengths[number]), weight, passes[number])
         for number, weight in enumerate(weights)
     ]
     return Mixture(sources, seed=seed, **limits)

@@ -33,7 +33,7 @@ def review_of(make_rules, tmp_path_factory):
             preparation.analyse()
             preparation.encode()
             assert preparation.problems == []
-        return review(*preparations, rules.layout)
+        return review(preparations[:1], preparations[1:], rules.layout)
 
     return run
 

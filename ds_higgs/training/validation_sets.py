@@ -1,0 +1,46 @@
+"""Several validation manifests: each has its losses, and all together one value."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ds_higgs.adapters.record import LOSSES
+from ds_higgs.data.loader import StepLoader
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """One validation manifest; weight: its share in the losses of all."""
+
+    name: str
+    loader: StepLoader
+    weight: float = 1.0
+
+
+def combine(found: Sequence[Mapping[str, Any]], sets: Sequence[ValidationSet]) -> dict[str, Any]:
+    """The values of an "eval" line from those of every set: of one set its own; of several, weighted means.
+
+    Counts are sums, and losses are means by the sets' weights; "sources" has each set's own, by name.
+    """
+    if len(sets) == 1:
+        return dict(found[0])
+    total = sum(one.weight for one in sets)
+    shares = [one.weight / total for one in sets]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(share * value for share, value in zip(shares, values, strict=True) if share > 0)
+
+    counts = {key: sum(one[key] for one in found) for key in ("num_text_targets", "num_audio_targets")}
+    per_codebook = zip(*(one["audio_loss_per_codebook"] for one in found), strict=True)
+    return {
+        **{key: mean([one[key] for one in found]) for key in LOSSES},
+        "audio_loss_per_codebook": [mean(values) for values in per_codebook],
+        **counts,
+        "sources": {one.name: dict(values) for one, values in zip(sets, found, strict=True)},
+    }
+
+
+def curves_of(values: Mapping[str, Any]) -> dict[str, float]:
+    """What trackers are shown of a step or an evaluation, source by source: "NAME/audio_loss" and so on."""
+    sources = values.get("sources", {})
+    return {f"{name}/{key}": of_source[key] for name, of_source in sources.items() for key in LOSSES}
