@@ -8,7 +8,17 @@ import pytest
 from tests.support.process_state import describe_changes, own_random_numbers, read_process_state, seed_generators
 
 # Module and session fixtures that take seconds: tests of one of them run in one process, which makes it once.
-COSTLY_FIXTURES = ("plain_run", "heard", "place", "run", "higgs_folder", "mixed_dataset", "whisper_base", "simulated")
+COSTLY_FIXTURES = (
+    "plain_run",
+    "whole_run",
+    "heard",
+    "place",
+    "run",
+    "higgs_folder",
+    "mixed_dataset",
+    "whisper_base",
+    "simulated",
+)
 # Left out of the quick form: what starts processes, and what is slow in itself.
 NOT_FAST = ("integration", "faults", "native", "gpu_free")
 

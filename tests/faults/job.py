@@ -71,7 +71,6 @@ class Job:
     arguments: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     module: str = "ds_higgs"
-    file_size_limit_kib: int | None = None
     in_terminal: bool = False
 
     def __post_init__(self) -> None:
@@ -80,8 +79,6 @@ class Job:
         self.first_step = last_step(self.run_dir)
         train = ("--module", self.module, "train", "-c", str(self.config), *self.arguments)
         command = [str(part) for part in launching.deepspeed(self.ranks, *train)]
-        if self.file_size_limit_kib is not None:
-            command = ["bash", "-c", f'ulimit -f {self.file_size_limit_kib}; exec "$@"', "bash", *command]
         options = {"cwd": launching.ROOT, "env": launching.free_environment(self.env)}
         if self.in_terminal:
             self.terminal = Terminal(self.log)

@@ -5,13 +5,15 @@ import math
 
 import pytest
 
-from tests.faults.job import Job, read_metrics, write_config
+from tests.faults.job import read_metrics, write_config
+from tests.support import launching
 
 
 def run(folder, base, policy):
     config = write_config(folder, base, run={"max_steps": 4, "on_nonfinite": policy}, checkpoint={"save_steps": 100})
-    job = Job(config, module="tests.faults.faulty_train", env={"FAULT": "1:2:nan"})
-    return job.finish(), job
+    arguments = ["train", "-c", config]
+    done = launching.run_ranks(2, "-m", "tests.faults.faulty_train", *arguments, env={"FAULT": "1:2:nan"})
+    return done, folder / "run"
 
 
 def check_record(run_dir):
@@ -24,19 +26,19 @@ def check_record(run_dir):
 
 
 def test_stop(tmp_path, tiny_base):
-    status, job = run(tmp_path / "run", tiny_base, "stop")
-    assert status == 1, job.output
-    assert "NonFiniteError: loss nan" in job.output
-    assert [line["step"] for line in read_metrics(job.run_dir) if line["event"] == "step"] == [1]
-    check_record(job.run_dir)
+    done, run_dir = run(tmp_path, tiny_base, "stop")
+    assert done.returncode == 1, done.stdout
+    assert "NonFiniteError: loss nan" in done.stdout
+    assert [line["step"] for line in read_metrics(run_dir) if line["event"] == "step"] == [1]
+    check_record(run_dir)
 
 
 @pytest.mark.slow
 def test_skip(tmp_path, tiny_base):
-    status, job = run(tmp_path / "run", tiny_base, "skip")
-    assert status == 0, job.output
-    steps = [line for line in read_metrics(job.run_dir) if line["event"] == "step"]
+    done, run_dir = run(tmp_path, tiny_base, "skip")
+    assert done.returncode == 0, done.stdout
+    steps = [line for line in read_metrics(run_dir) if line["event"] == "step"]
     assert [line["applied"] for line in steps] == [True, False, True, True]
     assert [line["skipped_steps"] for line in steps] == [0, 1, 1, 1]
     assert all(math.isfinite(line["loss"]) for line in steps if line["applied"])
-    check_record(job.run_dir)
+    check_record(run_dir)

@@ -28,7 +28,7 @@ def train(run_dir: Path, base: Path, codes: Path, example_dir: Path, *options: s
     config = str(example_dir / "config.yaml")
     paths = ["--run.output_dir", str(run_dir), "--model.base", str(base), "--data.cache_dir", str(codes)]
     command = ["train", "-c", config, *paths, "--run.max_steps", str(STEPS), *options]
-    done = launching.run(launching.deepspeed(RANKS, "--module", "ds_higgs", *command), env=SECRETS)
+    done = launching.run_ranks(RANKS, "-m", "ds_higgs", *command, env=SECRETS)
     assert done.returncode == 0, done.stdout[-6000:]
     assert "s3cr3t-0f-a-tracker" not in done.stdout
     return done.stdout

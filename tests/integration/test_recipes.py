@@ -74,7 +74,7 @@ def test_each_trains_for_two_steps(tiny_base, example_dir, tmp_path):
     two = json.loads((example_dir / "train.json").read_text(encoding="utf-8"))[:2]
     (tmp_path / "two.json").write_text(json.dumps(two))
     arguments = [tiny_base, tmp_path / "two.json", example_dir, tmp_path]
-    done = launching.run([sys.executable, "-m", "tests.integration.workers.recipes", *arguments])
+    done = launching.run_ranks(1, "-m", "tests.integration.workers.recipes", *arguments)
     assert done.returncode == 0, done.stdout[-4000:]
     for name in RECIPES:
         lines = (tmp_path / name.removesuffix(".yaml") / "metrics.jsonl").read_text().splitlines()

@@ -104,14 +104,30 @@ def steps(run_dir: Path) -> list[tuple]:
     ]
 
 
-def test_a_run_on_two_ranks_leaves_what_it_promises(arguments, tmp_path):
-    run_dir = tmp_path / "run"
-    values = arguments(run__epochs=3, eval__eval_steps=4, checkpoint__save_steps=4)
-    command = launching.deepspeed(2, "--module", "ds_higgs", *values)
+# Two ranks, bf16, dropout on, data workers; 9 steps, of which the saves are no ends of epochs.
+WHOLE = {
+    "data__num_workers": 1,
+    "lora__dropout": 0.2,
+    "run__epochs": 3,
+    "eval__eval_steps": 4,
+    "checkpoint__save_steps": 4,
+    "checkpoint__keep_adapters": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def whole_run(tiny_base, codes, tmp_path_factory) -> Path:
+    """A run under the `deepspeed` launcher that nothing happens to."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    command = launching.deepspeed(2, "--module", "ds_higgs", *build_arguments(run_dir, tiny_base, codes, **WHOLE))
     port = command[command.index("--master_port") + 1]
     train(command)
+    assert not list(Path("/dev/shm").glob(f"*_{port}_*"))
+    return run_dir
 
-    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+
+def test_a_run_on_two_ranks_leaves_what_it_promises(whole_run):
+    run_dir = whole_run
     found = events(run_dir, "step")
     assert [line["step"] for line in found] == list(range(1, 10))
     assert set(found[0]) >= STEP_KEYS
@@ -129,7 +145,6 @@ def test_a_run_on_two_ranks_leaves_what_it_promises(arguments, tmp_path):
     assert evaluations[-1] < 0.9 * evaluations[0]
     assert sorted(path.name for path in (run_dir / "adapters").iterdir()) == [
         "final",
-        "step-00000004",
         "step-00000008",
         "step-00000009",
     ]
@@ -157,32 +172,31 @@ def test_every_launcher_trains(launcher, arguments, tmp_path):
     assert len(events(tmp_path / "run", "step")) == 2
 
 
-def test_resuming_gives_the_same_losses_bit_for_bit(arguments, tmp_path):
-    """Two ranks, bf16, dropout on, data workers; stopped in the middle of an epoch."""
-    common = {"data__num_workers": 1, "lora__dropout": 0.2, "run__epochs": 2, "checkpoint__save_steps": 2}
-    common["checkpoint__keep_adapters"] = 2
-    train(launching.deepspeed(2, "--module", "ds_higgs", *arguments("whole", **common)))
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    for step in (4, 6):  # as if it had been killed at step 3
-        shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"step-{step:08d}")
-    (tmp_path / "parts" / "failure.txt").write_text("killed")
+def test_resuming_gives_the_same_losses_bit_for_bit(whole_run, arguments, tmp_path):
+    """From the middle of an epoch, as if it had been killed at step 5."""
+    parts = tmp_path / "parts"
+    shutil.copytree(whole_run, parts)
+    for step in (8, 9):
+        shutil.rmtree(parts / "checkpoints" / f"step-{step:08d}")
+    (parts / "failure.txt").write_text("killed")
 
-    train(launching.deepspeed(2, "--module", "ds_higgs", *arguments("parts", **common)))
+    done = launching.run_ranks(2, "-m", "ds_higgs", *arguments("parts", **WHOLE))
+    assert done.returncode == 0, done.stdout[-6000:]
 
-    assert steps(tmp_path / "parts") == steps(tmp_path / "whole")
-    assert len(steps(tmp_path / "whole")) == 6
-    assert events(tmp_path / "parts", "resume")[0]["step"] == 2
-    for file in ("adapters/final/adapter_model.safetensors", "adapters/step-00000006/adapter_model.safetensors"):
-        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    records = [json.loads((tmp_path / run / "adapters/final/training.json").read_text()) for run in ("parts", "whole")]
+    assert steps(parts) == steps(whole_run)
+    assert len(steps(whole_run)) == 9
+    assert events(parts, "resume")[0]["step"] == 4
+    for file in ("adapters/final/adapter_model.safetensors", "adapters/step-00000008/adapter_model.safetensors"):
+        assert (parts / file).read_bytes() == (whole_run / file).read_bytes()
+    records = [json.loads((run / "adapters/final/training.json").read_text()) for run in (parts, whole_run)]
     assert {**records[0], "config": None} == {**records[1], "config": None}
-    left = [sorted(path.name for path in (tmp_path / run / "adapters").iterdir()) for run in ("whole", "parts")]
-    assert left[0] == ["final", "step-00000004", "step-00000006"]
+    left = [sorted(path.name for path in (run / "adapters").iterdir()) for run in (whole_run, parts)]
+    assert left[0] == ["final", "step-00000008", "step-00000009"]
     assert left[1] == [*left[0], "superseded"]
-    aside = sorted(path.name for path in (tmp_path / "parts" / "adapters" / "superseded").iterdir())
-    assert aside == ["final-1", "step-00000004-1", "step-00000006-1"]
-    assert not (tmp_path / "parts" / "failure.txt").exists()
-    assert (tmp_path / "parts" / "failure-mended.txt").read_text() == "killed"
+    aside = sorted(path.name for path in (parts / "adapters" / "superseded").iterdir())
+    assert aside == ["final-1", "step-00000008-1", "step-00000009-1"]
+    assert not (parts / "failure.txt").exists()
+    assert (parts / "failure-mended.txt").read_text() == "killed"
 
 
 @pytest.mark.slow

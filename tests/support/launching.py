@@ -63,14 +63,13 @@ def run_ds_higgs(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.Complet
     return subprocess.CompletedProcess(words, status, output)
 
 
-def run_ranks(ranks: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
+def run_ranks(ranks: int, *words: str | Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """A program (`FILE ...` or `-m MODULE ...`) as `ranks` ranks of one job, without a launcher, in forks."""
     environment = free_environment()
     job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-    programs = [
-        ([str(word) for word in words], {**environment, **job, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(ranks)
-    ]
+    shared = {**environment, **job, **(env or {})}
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    programs = [([str(word) for word in words], shared | variables) for variables in own]
     statuses, output = run_forked(programs, cwd=ROOT, environment=environment)
     return subprocess.CompletedProcess(words, next((status for status in statuses if status), 0), output)
 

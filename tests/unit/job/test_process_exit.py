@@ -69,7 +69,15 @@ def test_status_and_output_are_those_of_a_usual_exit(body, status):
     assert ("Traceback" in done.stdout) == ("ArithmeticError" in body)
 
 
-@pytest.mark.parametrize("seconds", [0.15, 0.5, 1.5, 4])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(0.15, marks=pytest.mark.slow),
+        0.5,
+        pytest.param(1.5, marks=pytest.mark.slow),
+        4,
+    ],
+)
 def test_an_interrupt_at_any_moment_is_no_traceback(seconds, tmp_path):
     command = [sys.executable, "-m", "ds_higgs", "init-tiny", str(tmp_path / "base")]
     process = subprocess.Popen(
