@@ -27,7 +27,8 @@ from ds_higgs.data.prompts import choose_prompts_of_all
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
-from ds_higgs.job.distributed import Ranks, logger
+from ds_higgs.job.distributed import Ranks
+from ds_higgs.job.logs import logger, phase
 from ds_higgs.job.preflight import check_folder_writable
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.model.generation import Sampling
@@ -120,7 +121,8 @@ def build_dataset(
         Stopped: a rank was asked to stop; what is encoded stays in the cache.
     """
     stop = stop or StopRequests()
-    with encoding_progress(manifest, enabled=ranks.is_main and config.logging.progress) as progress:
+    shown = encoding_progress(manifest, enabled=ranks.is_main and config.logging.progress)
+    with phase(f"checking {manifest.name}"), shown as progress:
         return data_build.build_dataset(
             manifest,
             rules=rules,
@@ -145,7 +147,8 @@ def encoding_progress(manifest: Path, *, enabled: bool) -> Iterator[Progress]:
 
     def show(done: int, total: int) -> None:
         if total > 0 and not bars:
-            bars.append(tqdm(total=total, unit="clip", desc=manifest.name, dynamic_ncols=True, disable=not enabled))
+            hidden = None if enabled else True  # None: shown on a terminal
+            bars.append(tqdm(total=total, unit="clip", desc=manifest.name, dynamic_ncols=True, disable=hidden))
         for bar in bars:
             bar.update(done - bar.n)
 

@@ -36,4 +36,4 @@ if [[ -n ${CUDA_VISIBLE_DEVICES+set} && ${DS_ACCELERATOR:-} != cpu ]]; then
     unset CUDA_VISIBLE_DEVICES # deepspeed would say that it ignores it
   fi
 fi
-exec deepspeed "${devices[@]}" --master_port "${MASTER_PORT:-29500}" --module ds_higgs train "$@"
+exec deepspeed --log_level error "${devices[@]}" --master_port "${MASTER_PORT:-29500}" --module ds_higgs train "$@"

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import ds_higgs.checkpoint.collective as collective
+from ds_higgs.checkpoint.advice import OTHER_CHECKPOINT, START_ANEW
 from ds_higgs.checkpoint.folders import checkpoints_folder, clean_up, list_checkpoints, set_all_aside
 from ds_higgs.checkpoint.marker import MarkerError, find_damage, read_marker
 from ds_higgs.errors import UserError
@@ -58,10 +59,11 @@ def _explicit(path: Path) -> Path:
     if checkpoints_folder(path).is_dir():
         usable = _newest_usable(checkpoints_folder(path))
         if usable is None:
-            raise UserError(f"checkpoint.resume: {path} holds no complete checkpoint")
+            raise UserError(f"checkpoint.resume: {path} holds no complete checkpoint; {START_ANEW}")
         return usable
     if not path.is_dir():
         raise UserError(f"checkpoint.resume: {path} does not exist; expected auto, never or a checkpoint's folder")
     if problems := verify_checkpoint(path):
-        raise UserError.from_problems(f"checkpoint.resume: {path} cannot be used:", problems)
+        title = f"checkpoint.resume: {path} cannot be used:"
+        raise UserError.from_problems(title, problems, advice=OTHER_CHECKPOINT)
     return path

@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 import ds_higgs.checkpoint.collective as collective
+from ds_higgs.checkpoint.advice import OTHER_CHECKPOINT, OTHER_SETTINGS
 from ds_higgs.checkpoint.deepspeed_parts import reads_through
 from ds_higgs.checkpoint.finding import verify_checkpoint
 from ds_higgs.checkpoint.marker import Marker, read_marker
@@ -39,7 +40,7 @@ def load_checkpoint(engine, path: Path, *, fixed: Mapping[str, object] | None = 
             checkpoint, LoRA shape, ZeRO stage or precision (naming each difference).
     """
     if problems := verify_checkpoint(path):
-        raise UserError.from_problems(f"the checkpoint {path} cannot be used:", problems)
+        raise UserError.from_problems(f"the checkpoint {path} cannot be used:", problems, advice=OTHER_CHECKPOINT)
     marker = read_marker(path)
     _check_fits(engine, marker, path, fixed)
     same_ranks = marker.world_size == collective.world_size()
@@ -84,7 +85,8 @@ def _check_fits(engine, marker: Marker, path: Path, fixed: Mapping[str, object] 
         if saved.get(key) != now.get(key)
     ]
     if differences:
-        raise UserError.from_problems(f"{path} was saved with other settings, which may not change:", differences)
+        title = f"{path} was saved with other settings, which may not change:"
+        raise UserError.from_problems(title, differences, advice=OTHER_SETTINGS)
     same_ranks = marker.world_size == collective.world_size()
     check_same_trainable(saved=marker.trainable, current=list_trainable(engine), ordered=same_ranks, where=str(path))
 

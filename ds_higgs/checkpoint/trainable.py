@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ds_higgs.checkpoint.advice import OTHER_SETTINGS
 from ds_higgs.checkpoint.deepspeed_parts import zero_param_shapes
 from ds_higgs.errors import UserError
 
@@ -48,7 +49,7 @@ def check_same_trainable(*, saved: NamedShapes, current: NamedShapes, ordered: b
         problems = [f"{old} stands where {new} is now" for old, new in places if old != new][:1]
     if problems:
         title = f"{where} is of another set of trainable tensors (lora.rank, lora.targets, lora.modules_to_save):"
-        raise UserError.from_problems(title, _shorten(problems))
+        raise UserError.from_problems(title, _shorten(problems), advice=OTHER_SETTINGS)
 
 
 def _shorten(problems: list[str], most: int = 12) -> list[str]:

@@ -10,6 +10,7 @@ from ds_higgs.config import Config
 from ds_higgs.data.sources.opening import FORMS
 from ds_higgs.errors import UserError
 from ds_higgs.hub import HIGGS_TOKENIZER, RELEASED_REPOSITORY
+from ds_higgs.job.answers import print_answer
 from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -39,8 +40,12 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
         help="; ".join(form.summary for form in FORMS),
     )
     manifest.add_argument("-o", "--out", type=Path, required=True, help="manifest to write: .json, or .jsonl for lines")
+    forms = [form.name for form in FORMS]
     manifest.add_argument(
-        "--form", choices=[form.name for form in FORMS], help="of the source, where its name does not tell"
+        "--form",
+        choices=forms,
+        metavar="FORM",
+        help=f"of the source, where its name does not tell: {', '.join(forms)}",
     )
     manifest.add_argument("--split", type=share, metavar="SHARE", help="share of the utterances to hold out, as 0.05")
     manifest.add_argument("--val-out", type=Path, help="manifest of those held out (OUT with -val)")
@@ -79,7 +84,7 @@ def _download(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         check_folder_writable(arguments.out, "--out")
     for line in download_all(arguments.base, revision=arguments.revision, codec=arguments.codec, out=arguments.out):
-        print(line)
+        print_answer(line)
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -88,7 +93,7 @@ def _init(arguments: argparse.Namespace) -> None:
     check_file_writable(arguments.out, "--out")
     options = InitOptions(arguments.goal, arguments.base, arguments.card, arguments.val_manifest, share=arguments.split)
     for line in make_config(arguments.source, arguments.out, options):
-        print(line)
+        print_answer(line)
 
 
 def _manifest(arguments: argparse.Namespace) -> None:
@@ -116,12 +121,12 @@ def _manifest(arguments: argparse.Namespace) -> None:
     )
     for manifest in made:
         without = manifest.num_without_reference
-        print(
+        print_answer(
             f"{manifest.path}: {manifest.num_samples} samples of {manifest.num_speakers} speakers"
             + (f", {without} without a reference" if without else "")
         )
     if len(made) == 2 and (only := sorted(made[0].speakers - made[1].speakers)):
-        print(f"in training only, for want of recordings: {', '.join(only)}")
+        print_answer(f"in training only, for want of recordings: {', '.join(only)}")
 
 
 def _validate(config: Config, arguments: argparse.Namespace) -> None:
@@ -138,7 +143,7 @@ def _inspect(config: Config, arguments: argparse.Namespace) -> None:
     found = inspect(config)
     build_inspection(found, arguments.out, audio_bytes=arguments.audio_mb * 1_000_000)
     doubtful = sum(one.score > 0 for one in found.samples)
-    print(
+    print_answer(
         f"{arguments.out}: {len(found.samples)} samples, {doubtful} with warnings"
         + (f", {len(found.problems)} problems" if found.problems else "")
         + f"; {arguments.out.stat().st_size / 1e6:.1f} MB, open it in a browser"

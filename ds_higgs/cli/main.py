@@ -11,10 +11,14 @@ from typing import Any, NoReturn
 from ds_higgs import __version__
 from ds_higgs.cli.arguments import card_gib, count, positive, seed
 from ds_higgs.cli.data import add_commands as add_data_commands
+from ds_higgs.cli.keys import describe_keys
 from ds_higgs.cli.speech import add_commands as add_speech_commands
 from ds_higgs.config import Config
 from ds_higgs.config.file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
 from ds_higgs.errors import UserError
+from ds_higgs.job.answers import keep_for_answers, print_answer
+from ds_higgs.job.logs import VERBOSE, set_up_logging
+from ds_higgs.job.lossy_output import lossy_output
 from ds_higgs.job.preflight import check_file_writable, check_folder_writable, explain_missing
 from ds_higgs.job.process_exit import run_and_exit
 
@@ -23,13 +27,18 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 
 def entry_point() -> NoReturn:
     """Run the command line and exit: 0 done, 2 the user's input is wrong, 1 (with a traceback) anything else."""
-    run_and_exit(partial(main, sys.argv[1:]))
+    with lossy_output():
+        run_and_exit(partial(main, sys.argv[1:], prepare=_own_the_process))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command; its exit status, where no error is raised that is not the user's."""
+def main(arguments: Sequence[str], *, prepare: Callable[[], None] = lambda: None) -> int:
+    """Run one command; its exit status, where no error is raised that is not the user's.
+
+    Args:
+        prepare: called once the arguments are understood, before the command.
+    """
     try:
-        _run_complete(arguments)
+        _run_complete(arguments, prepare)
     except UserError as error:
         # Ranks find the same mistake: the first of each machine tells it whole.
         rank = int(os.environ.get("LOCAL_RANK", "-1"))
@@ -41,21 +50,31 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _run_complete(arguments: Sequence[str]) -> None:
+def _own_the_process() -> None:
+    """Standard output is for the answer, standard error for what is logged."""
+    keep_for_answers()
+    ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    set_up_logging(*ranks)
+
+
+def _run_complete(arguments: Sequence[str], prepare: Callable[[], None]) -> None:
     """`run`, where packages that no dependency can bring may be missing."""
     try:
-        run(arguments)
+        run(arguments, prepare)
     except ModuleNotFoundError as error:
         raise explain_missing(error) or error from None
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], prepare: Callable[[], None] = lambda: None) -> None:
     """Run one command.
 
     Raises:
         UserError: for what the user has to mend.
     """
     parsed, rest = build_parser().parse_known_args(arguments)
+    if parsed.verbose:
+        os.environ[VERBOSE] = "1"
+    prepare()
     command: Command = parsed.command
     command(parsed, rest)
 
@@ -134,7 +153,7 @@ def _zero_config(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = load_config(arguments.config, parse_overrides(rest))
     text = json.dumps(build_deepspeed_config(config), indent=2)
     if arguments.output is None:
-        print(text)
+        print_answer(text)
     else:
         check_file_writable(arguments.output, "--output")
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +197,7 @@ def _init_tiny(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     check_folder_writable(arguments.folder, "DIR")
     write_tiny_base(arguments.folder, seed=arguments.seed, whisper=arguments.whisper)
-    print(f"{arguments.folder}: tiny base checkpoint")
+    print_answer(f"{arguments.folder}: tiny base checkpoint")
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -227,32 +246,17 @@ def _add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--verbose", action="store_true", help="show also what the libraries have to say")
     parser.set_defaults(command=command)
     return parser
 
 
 def _add_config_command(commands: Any, name: str, command: Command, summary: str) -> argparse.ArgumentParser:
     """A command that takes a configuration file, every key as a flag, and the short flags."""
-    parser = _add_command(commands, name, command, summary, epilog=_config_help())
+    parser = _add_command(commands, name, command, summary, epilog=describe_keys(name))
     parser.usage = f"ds-higgs {name} [-c CONFIG] [--section.key VALUE ...]"
     parser.add_argument("-c", "--config", type=Path, help="YAML configuration; flags win over it")
     return parser
-
-
-def _config_help() -> str:
-    short = {key: flag for flag, key in SHORT_FLAGS.items()}
-    lines = ["keys (each a flag too, --section.key VALUE; [default]):"]
-    for key, default, description in known_keys():
-        flag = f"  (--{short[key]})" if key in short else ""
-        shown = "" if default is None else f" [{_shown(default)}]"
-        lines.append(f"  --{key}{flag}\n      {description}{shown}")
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return ", ".join(str(one) for one in value) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _refuse(rest: Sequence[str]) -> None:

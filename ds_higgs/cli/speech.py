@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ds_higgs.cli.arguments import count, count_or_zero, device, numbers, positive_or_zero, seconds, seed, share
 from ds_higgs.errors import UserError
+from ds_higgs.job.answers import print_answer
 from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _export(arguments: argparse.Namespace) -> None:
         lora_scale=arguments.lora_scale,
     )
     kind = "merged model" if arguments.merge else "adapter"
-    print(f"{arguments.out}: {kind} in the {arguments.format} format; README.md tells how to use it")
+    print_answer(f"{arguments.out}: {kind} in the {arguments.format} format; README.md tells how to use it")
 
 
 def _generate(arguments: argparse.Namespace) -> None:
@@ -176,13 +177,13 @@ def _generate(arguments: argparse.Namespace) -> None:
             count=arguments.count,
         )
         stopped = sum(row["stopped_by"] == "eos" for row in rows)
-        print(f"{arguments.out}: {len(rows)} WAV files, {stopped} ended by the model; measures in samples.jsonl")
+        print_answer(f"{arguments.out}: {len(rows)} WAV files, {stopped} ended by the model; measures in samples.jsonl")
         return
     reference = Reference(arguments.reference, arguments.reference_text)
     spoken = speak_text(arguments.text, arguments.out, voice=voice, reference=reference, speech=speech)
     seconds = spoken.codes.shape[1] * voice.codec.hop_length / voice.codec.sampling_rate
     ended = "ended by the model" if spoken.stopped_by == "eos" else "cut off at --max-seconds: the model did not end"
-    print(f"{arguments.out}: {seconds:.2f} s, {ended}")
+    print_answer(f"{arguments.out}: {seconds:.2f} s, {ended}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -221,7 +222,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         judges=judges,
     )
     format_table(evaluations)
-    print(f"\n{out}: WAV files and evaluation.json")
+    print_answer(f"\n{out}: WAV files and evaluation.json")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -230,7 +231,7 @@ def _report(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.runs[0] / "report.html"
     check_file_writable(out, "--out")
     build_report(arguments.runs, out)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    print_answer(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
 
 
 def _check_speech_out(out: Path, *, is_folder: bool) -> None:

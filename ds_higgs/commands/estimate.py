@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ds_higgs.config import Config
+from ds_higgs.job.answers import print_answer
 from ds_higgs.sizing.activations import flash_workspace
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, describe_checkpointing
 from ds_higgs.sizing.memory import GIB, total_bytes
@@ -16,34 +17,34 @@ def run_estimate(config: Config, *, world_size: int, positions: int, card_gib: S
     print_parameters(config.model.base, estimator.counts)
     batch = configured_batch(config, positions)
     every = configured_checkpointing(config)
-    print(
+    print_answer(
         f"\nOne of {world_size} GPUs: ZeRO-{config.zero.stage}, {config.zero.precision}, "
         f"{batch.num_samples} samples of {batch.longest} positions, checkpointing {describe_checkpointing(every)}\n"
     )
     print_terms(estimator.terms(batch, checkpoint_every=every))
     workspace = flash_workspace(estimator.shape, batch, estimator.policy)
-    print(
+    print_answer(
         f"\nFlashAttention takes {workspace / GIB:.3f} GiB for itself in every layer's backward pass, within the above."
     )
     for gib in card_gib:
-        print(f"\nA card of {gib:g} GiB holds, of samples of {positions} positions:")
+        print_answer(f"\nA card of {gib:g} GiB holds, of samples of {positions} positions:")
         for choice in CHECKPOINTING_CHOICES:
             largest = estimator.largest_batch(positions, checkpoint_every=choice, memory_bytes=gib * GIB)
             found = f"batch size {largest}" if largest else "not one sample"
-            print(f"  checkpointing {describe_checkpointing(choice):<16} {found}")
+            print_answer(f"  checkpointing {describe_checkpointing(choice):<16} {found}")
 
 
 def print_parameters(base: str | Path, counts: Mapping[str, int]) -> None:
-    print(f"{base}: {counts['base']:,} parameters")
+    print_answer(f"{base}: {counts['base']:,} parameters")
     by_path = ", ".join(
         f"{path} {count:,}"
         for path, count in counts.items()
         if count and path not in ("base", "total", "trainable", "quantizable")
     )
-    print(f"trained: {counts['trainable']:,} ({by_path})")
+    print_answer(f"trained: {counts['trainable']:,} ({by_path})")
 
 
 def print_terms(terms: Mapping[str, int]) -> None:
     for name, size in terms.items():
-        print(f"  {name:<22}{size / GIB:>9.3f} GiB")
-    print(f"  {'total':<22}{total_bytes(terms) / GIB:>9.3f} GiB")
+        print_answer(f"  {name:<22}{size / GIB:>9.3f} GiB")
+    print_answer(f"  {'total':<22}{total_bytes(terms) / GIB:>9.3f} GiB")

@@ -19,6 +19,7 @@ from ds_higgs.data.manifest import read_manifest, sample_id
 from ds_higgs.data.prompts import choose_prompts, spoken_text
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_json
+from ds_higgs.job.answers import print_answer
 from ds_higgs.run_folder import EVALUATION_FILE
 from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 from ds_higgs.speech.measures import average
@@ -186,7 +187,7 @@ def summarise_samples(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return average(plain) | rates
 
 
-def format_table(evaluations: Sequence[Evaluation], write: Callable[[str], object] = print) -> None:
+def format_table(evaluations: Sequence[Evaluation], write: Callable[[str], object] = print_answer) -> None:
     """Write the table: one row a measure, one column a model, an arrow for the better direction."""
     arrows = {True: "(higher is better)", False: "(lower is better)", None: "(1 is best)"}
     shown = [one for one in MEASURES if any(one[0] in evaluation.values for evaluation in evaluations)]

@@ -14,6 +14,7 @@ from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import PromptForm, ReferenceTurn, served_form
 from ds_higgs.data.prompts import Prompt, build_voice_prompt, choose_prompts, collate_prompt
 from ds_higgs.errors import UserError
+from ds_higgs.job.logs import phase
 from ds_higgs.model.generation import GeneratedCodes, Sampling, generate_codes, max_frames_for
 from ds_higgs.model.loading import DTYPES, resolve_base
 from ds_higgs.speech.samples import Synthesizer, save_wav, speak_all
@@ -123,15 +124,16 @@ def speak_text(text: str, out: Path, *, voice: Voice, reference: Reference, spee
         UserError: for a reference that cannot be used, and where nothing was said before the end.
     """
     prompt = build_prompt(text, voice=voice, reference=reference)
-    spoken = generate_codes(
-        voice.model,
-        collate_prompt(prompt, voice.collator),
-        max_frames=max_frames_for(
-            speech.max_seconds, sampling_rate=voice.codec.sampling_rate, hop_length=voice.codec.hop_length
-        ),
-        sampling=speech.sampling,
-        seed=speech.seed,
-    )
+    with phase("speaking"):
+        spoken = generate_codes(
+            voice.model,
+            collate_prompt(prompt, voice.collator),
+            max_frames=max_frames_for(
+                speech.max_seconds, sampling_rate=voice.codec.sampling_rate, hop_length=voice.codec.hop_length
+            ),
+            sampling=speech.sampling,
+            seed=speech.seed,
+        )
     if spoken.codes.shape[1] == 0:
         raise UserError(f"the model ended its speech at once (seed {speech.seed}); nothing was written")
     save_wav(out, voice.codec.decode(spoken.codes), voice.codec)

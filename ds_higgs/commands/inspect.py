@@ -14,6 +14,7 @@ from ds_higgs.data.review.samples import ReviewedSample
 from ds_higgs.data.review.sound import Sound
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
+from ds_higgs.job.logs import phase
 from ds_higgs.model.loading import resolve_base
 
 
@@ -60,7 +61,8 @@ def inspect(config: Config) -> Inspection:
     rules = setup.build_sample_rules(config.data, resolve_base(config.model.base, config.model.revision))
     preparations = [_prepare(config, *one) for one in setup.manifests_with_rules(config.data, rules)]
     count = len(config.data.train_sources)
-    found = review(preparations[:count], preparations[count:], rules.layout)
+    with phase("listening to the recordings"):
+        found = review(preparations[:count], preparations[count:], rules.layout)
     samples = [sample for of_manifest in found.samples for sample in of_manifest]
     if not samples:
         raise UserError(f"{preparations[0].manifest}: no sample can be used; `ds-higgs validate` tells why")
@@ -77,8 +79,9 @@ def inspect(config: Config) -> Inspection:
 
 def _prepare(config: Config, manifest: Path, rules: SampleRules) -> Preparation:
     preparation = Preparation(manifest, rules=rules, cache_dir=setup.code_cache_dir(config.data))
-    preparation.analyse()
-    preparation.encode()
+    with phase(f"checking {manifest.name}"):
+        preparation.analyse()
+        preparation.encode()
     return preparation
 
 

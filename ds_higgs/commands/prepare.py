@@ -10,6 +10,7 @@ from ds_higgs.data.build import Preparation, RankChannel
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
 from ds_higgs.job import devices, distributed
+from ds_higgs.job.answers import print_answer
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.model.loading import resolve_base
 
@@ -64,7 +65,7 @@ def _prepare_manifest(
         return str(error)
     if ranks.is_main:
         left_out = len({problem.number for problem in preparation.problems})
-        print(
+        print_answer(
             f"{manifest}: {preparation.num_samples} samples"
             + (f" ({left_out} left out)" if left_out else "")
             + (f" ({preparation.num_excluded} left out by data.exclude)" if preparation.num_excluded else "")

@@ -21,6 +21,7 @@ from ds_higgs.config.file import resolved, validate_config, write_config
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json_lines, write_atomically, write_json
 from ds_higgs.job import devices, distributed
+from ds_higgs.job.answers import print_answer
 from ds_higgs.training.memory_plan import build_estimator, configured_batch, configured_checkpointing, with_config
 from ds_higgs.training.zero import MONITOR_KEYS
 
@@ -93,7 +94,7 @@ class Tuner:
             self.results[key] = result
             with (self.folder / "trials.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"changes": changes, **asdict(result)}) + "\n")
-            print(f"  {describe(changes)}: {describe_result(result)}", flush=True)
+            logger.info("%s: %s", describe(changes), describe_result(result))
         return self.results[key].tokens_per_second
 
     def _try(self, changes: Changes) -> TrialResult | None:
@@ -231,7 +232,7 @@ def run_tune(
     )
     tuner.load_results()
     tuner.trial_config({})  # a configuration that can make no trial at all is an error of the tuning, not a result
-    print(f"tuning for {num_processes} processes; results in {folder}")
+    logger.info("tuning for %d processes; results in %s", num_processes, folder)
     best = tuner.search()
     write_report(tuner, best)
 
@@ -257,16 +258,16 @@ def write_report(tuner: Tuner, best: Changes) -> None:
         for key, result in sorted(tuner.results.items(), key=lambda item: -item[1].tokens_per_second)
     ]
     write_json(tuner.folder / "tune.json", {"best": best, "trials": trials})
-    print(f"\n{'tokens/s':>9}  {'step s':>7}  {'peak GiB':>8}  settings")
+    print_answer(f"\n{'tokens/s':>9}  {'step s':>7}  {'peak GiB':>8}  settings")
     for trial in trials:
         numbers = f"{trial['tokens_per_second']:>9.0f}  {trial['step_time_s']:>7.3f}  {trial['peak_memory_gib']:>8.2f}"
         note = "" if trial["status"] == "ok" else f"  [{trial['status']}] {trial['detail']}"
-        print(f"{numbers}  {describe(trial['changes'])}{note}")
+        print_answer(f"{numbers}  {describe(trial['changes'])}{note}")
     if not any(result.status == "ok" for result in tuner.results.values()):
-        print("no trial ended well: the configuration stays as it is")
+        print_answer("no trial ended well: the configuration stays as it is")
         return
     write_config(apply_changes(tuner.config, best), tuner.folder / "best.yaml")
-    print(f"\nbest: {describe(best)}\nds-higgs train -c {tuner.folder / 'best.yaml'} --run.output_dir DIR")
+    print_answer(f"\nbest: {describe(best)}\nds-higgs train -c {tuner.folder / 'best.yaml'} --run.output_dir DIR")
 
 
 def describe(changes: Changes) -> str:

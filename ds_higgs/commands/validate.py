@@ -22,6 +22,8 @@ from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
+from ds_higgs.job.answers import answer_stream, print_answer
+from ds_higgs.job.logs import phase
 from ds_higgs.job.preflight import check_trackers
 from ds_higgs.layout import AudioLayout
 from ds_higgs.losses import normalised_codebook_weights
@@ -66,7 +68,7 @@ def validate(config: Config, *, as_json: bool = False) -> None:
     """
     report = collect_report(config)
     if as_json:
-        print(json.dumps(report.as_json(), ensure_ascii=False, indent=2))
+        print_answer(json.dumps(report.as_json(), ensure_ascii=False, indent=2))
     else:
         print_report(report)
     if report.problems:
@@ -95,7 +97,8 @@ def collect_report(config: Config) -> Report:
         attempt("model.base", lambda: check_weights_fit(base))
     rules = attempt("model.base", lambda: setup.build_sample_rules(config.data, base)) if base is not None else None
     if rules is not None:
-        attempt("data.codec", rules.codec.load)
+        with phase("loading the audio codec"):
+            attempt("data.codec", rules.codec.load)
     cache_dir = attempt("data.cache_dir", lambda: _usable_code_cache(config))
     if rules is None:
         return report
@@ -107,7 +110,8 @@ def collect_report(config: Config) -> Report:
         attempt(str(manifest), partial(_check_manifest, config, manifest, checked, report))
         for manifest, checked in setup.manifests_with_rules(config.data, rules)
     ]
-    report.warnings = _review(preparations, len(config.data.train_sources), rules.layout)
+    with phase("listening to the recordings"):
+        report.warnings = _review(preparations, len(config.data.train_sources), rules.layout)
     return report
 
 
@@ -119,7 +123,7 @@ def _review(preparations: list[Preparation | None], num_training: int, layout: A
 
 def print_report(report: Report) -> None:
     """The report as tables on standard output."""
-    console = Console(soft_wrap=True)
+    console = Console(file=answer_stream(), soft_wrap=True)
     for name, statistics in report.statistics.items():
         console.print(_statistics_table(name, statistics))
     for title, problems in (("Problems", report.problems), ("Left out (on_bad_sample: skip)", report.rejected)):
@@ -142,8 +146,9 @@ def _usable_code_cache(config: Config) -> Path:
 
 def _check_manifest(config: Config, manifest: Path, rules: SampleRules, report: Report) -> Preparation:
     preparation = Preparation(manifest, rules=rules, cache_dir=setup.code_cache_dir(config.data))
-    preparation.analyse()
-    preparation.encode()
+    with phase(f"checking {manifest.name}"):
+        preparation.analyse()
+        preparation.encode()
     statistics = preparation.statistics()
     report.statistics[str(manifest)] = statistics
     stops = config.data.on_bad_sample == "error" or statistics.num_samples == 0

@@ -15,6 +15,7 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
+from ds_higgs.job.logs import phase
 from ds_higgs.model.loading import HiggsAudioModel, load_model
 from ds_higgs.model.lora import unwrap
 
@@ -61,15 +62,19 @@ class Voice:
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         if rules.layout.whisper:
             raise UserError(f"{base}: speaking with a base checkpoint that has a Whisper tower is not supported")
-        model = load_model(base, dtype=dtype)
-        if adapter is not None:
-            adapted = load_adapter(model, adapter)
-            scale_adapter(adapted, lora_scale)
-            model = unwrap(adapted)
+        with phase("loading the model"):
+            model = load_model(base, dtype=dtype)
+            if adapter is not None:
+                adapted = load_adapter(model, adapter)
+                scale_adapter(adapted, lora_scale)
+                model = unwrap(adapted)
+            model = model.eval().to(device)
+        with phase("loading the audio codec"):
+            codec = rules.codec.load(device)
         return cls(
-            model=model.eval().to(device),
+            model=model,
             rules=rules,
-            codec=rules.codec.load(device),
+            codec=codec,
             collator=BatchCollator(rules.layout),
             on_bad_sample=on_bad_sample,
             cache_dir=cache_dir,

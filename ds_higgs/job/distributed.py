@@ -1,9 +1,7 @@
 """Process group, ranks, reductions and rank-zero logging; the same with and without a launcher."""
 
-import logging
 import os
 import socket
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +11,8 @@ import torch.distributed as dist
 
 from ds_higgs.job import devices
 from ds_higgs.job.extensions import prepare_compiler
+from ds_higgs.job.logs import phase
 
-logger = logging.getLogger("ds_higgs")
 GATHER_BLOCK_BYTES = 1 << 24
 
 
@@ -60,7 +58,8 @@ def init_process_group() -> Ranks:
         # On the CPU DeepSpeed would compile one more all-reduce, for inference, that keeps 66 MB a rank in /dev/shm.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if devices.uses_cuda() else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        with phase("starting the process group"):
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         barrier()
     return ranks
 
@@ -139,18 +138,6 @@ def on_main_rank(action: Callable[[], None]) -> None:
         dist.broadcast_object_list(error, src=0)
     if error[0] is not None:
         raise error[0]
-
-
-def set_up_logging(ranks: Ranks) -> None:
-    """Log to standard error: INFO on rank 0, warnings on the others; DeepSpeed's own chatter only as warnings."""
-    logging.basicConfig(
-        format="%(asctime)s %(message)s" if ranks.world_size == 1 else f"%(asctime)s [rank {ranks.rank}] %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    # torch's notice to those who write DeepSpeed, once per process and kind.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    logger.setLevel(logging.INFO if ranks.is_main else logging.WARNING)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
 def _gather_objects(content: Any) -> list[Any]:

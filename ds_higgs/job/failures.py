@@ -136,6 +136,15 @@ class _Watcher(_Checker):
             while not all(self._store.has_finished(rank) for rank in range(self.watch.world_size)):
                 time.sleep(0.05)
         self.stop()
+        self._leave_in_order()
+
+    def _leave_in_order(self) -> None:
+        """Rank 0, which may hold the store, goes last: torch tells whoever still asks it in a screenful of frames."""
+        if self.watch.rank == 0:
+            self._wait_for_the_others()
+            return
+        with suppress(RuntimeError):  # its holder did not wait
+            self._store.leave()
 
     def fail(self, failure: Failure, error: BaseException) -> None:
         """Announce this rank's failure, let the others go first, and end the process with the message last."""
@@ -144,6 +153,7 @@ class _Watcher(_Checker):
             self._end_after(first)
         first.keep(self.watch.run_dir)
         self._wait_for_the_others()
+        time.sleep(0.2)  # for their last lines to reach the screen
         _end_process(first.shown(), first.status)
 
     def _wait_for_all(self) -> None:
@@ -234,7 +244,6 @@ class _Watcher(_Checker):
                 time.sleep(0.1)
         except RuntimeError:  # the store went with the others
             return
-        time.sleep(0.2)  # for their last lines to reach the screen
 
 
 def _is_failure(error: BaseException | None) -> TypeGuard[BaseException]:

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ds_higgs.config import Config
-from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.extensions import loading_extensions
+from ds_higgs.job.logs import logger, phase, without_prints
 from ds_higgs.model.loading import DTYPES, load_model
 from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
@@ -31,13 +31,14 @@ from ds_higgs.training.step_module import StepModule
 def build_lora_model(config: Config, base: Path, settings: MemorySettings) -> PeftModel:
     """The base model with LoRA and the memory patches on it, on the CPU; the same weights on every rank."""
     seed_everything(config.run.seed)
-    model = load_model(
-        base,
-        dtype=DTYPES[config.zero.precision],
-        attention=settings.attention,
-        allow_fork=config.model.allow_fork,
-        quantization=config.model.quantization,
-    )
+    with phase("loading the base checkpoint"):
+        model = load_model(
+            base,
+            dtype=DTYPES[config.zero.precision],
+            attention=settings.attention,
+            allow_fork=config.model.allow_fork,
+            quantization=config.model.quantization,
+        )
     lora = config.lora
     peft_model = apply_lora(
         model,
@@ -78,7 +79,7 @@ def build_engine(
     def build_scheduler(optimizer: Optimizer) -> LambdaLR:
         return LambdaLR(optimizer, factor)
 
-    with loading_extensions():  # the optimizer's
+    with phase("starting DeepSpeed"), loading_extensions(), without_prints():  # it may compile the optimizer
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=module.trained,
@@ -121,7 +122,7 @@ def log_parameters(model: PeftModel) -> None:
     """Tell how many parameters there are, and which of them are trained."""
     counts = count_parameters(model)
     parts = {name: count for name, count in counts.items() if count and name not in ("base", "total", "trainable")}
-    distributed.logger.info(
+    logger.info(
         "%s parameters, %s trainable (%.2f %%): %s",
         f"{counts['total']:,}",
         f"{counts['trainable']:,}",

@@ -8,7 +8,7 @@ from deepspeed import DeepSpeedEngine
 
 from ds_higgs.batch import Batch
 from ds_higgs.data.loader import StepLoader
-from ds_higgs.job.distributed import logger
+from ds_higgs.job.logs import logger, phase
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.losses import LossWeights
 from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
@@ -65,7 +65,8 @@ class Evaluations:
         """Record the losses on the validation manifests."""
         found = []
         for one in self.validation_sets:
-            found.append(eval_values(self._losses_on(one.loader)))
+            with phase("validating"):
+                found.append(eval_values(self._losses_on(one.loader)))
             if self._stop_requests.is_agreed:
                 return
         values = combine(found, self.validation_sets)
@@ -93,7 +94,8 @@ class Evaluations:
     def _listen(self, listener: Listener, position: Position) -> None:
         """Record what the model says to the fixed validation prompts."""
         step = position.step
-        rows = listener.listen(self._engine, step, stop=self._stop_requests.requested_anywhere)
+        with phase("speaking the validation prompts"):
+            rows = listener.listen(self._engine, step, stop=self._stop_requests.requested_anywhere)
         if self._stop_requests.agreed():
             return
         position.listening_due = False

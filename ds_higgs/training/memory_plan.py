@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ds_higgs.config import Config
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
+from ds_higgs.job.logs import logger
 from ds_higgs.model.kernels import choose_attention, choose_compiled, choose_kernels
 from ds_higgs.model.loading import DTYPES, read_config_only
 from ds_higgs.model.quantization import check_quantization
@@ -60,7 +61,7 @@ def decide_checkpointing(config: Config, settings: MemorySettings, *, longest: i
         cuda=device.type == "cuda",
     )
     if config.memory.activation_checkpointing == "auto":
-        distributed.logger.info("activation checkpointing: %s", describe_checkpointing(every))
+        logger.info("activation checkpointing: %s", describe_checkpointing(every))
     return replace(settings, activation_checkpointing=every)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import append_whole, read_json_lines, write_atomically
 from ds_higgs.job import devices
-from ds_higgs.job.distributed import logger
+from ds_higgs.job.logs import logger
 from ds_higgs.run_folder import is_event
 from ds_higgs.training.results import StepResult
 from ds_higgs.training.save_errors import save_errors

@@ -4,9 +4,10 @@ from functools import partial
 
 from ds_higgs.config import Config
 from ds_higgs.job import distributed
-from ds_higgs.job.distributed import Ranks, logger
+from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.failures import FailureWatch
 from ds_higgs.job.launcher import Launcher, find_launcher
+from ds_higgs.job.logs import logger, set_up_logging
 from ds_higgs.job.lossy_output import lossy_output
 from ds_higgs.job.peers import SILENCE_SECONDS
 from ds_higgs.job.run_lock import RunLock
@@ -23,11 +24,11 @@ def train(config: Config) -> None:
             another job trains in the same folder.
     """
     ranks, launcher = distributed.read_ranks(), find_launcher()
+    set_up_logging(ranks.rank, ranks.world_size)
     distributed.complete_environment(ranks)
     with FailureWatch(None, rank=ranks.rank, world_size=ranks.world_size, launcher_is_lost=launcher.is_lost) as watch:
         distributed.init_process_group()
         try:
-            distributed.set_up_logging(ranks)
             with RunLock(config.run.output_dir), watch.in_folder(config.run.output_dir), lossy_output():
                 _train(config, ranks, launcher, watch)
         finally:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ds_higgs.job.distributed import logger
+from ds_higgs.job.logs import logger
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
+from ds_higgs.job.logs import logger, phase
 from ds_higgs.job.preflight import check_trackers
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.losses import LossWeights
@@ -83,7 +84,7 @@ def choose_algorithms(*, deterministic: bool) -> None:
 def warn_of_hasty_start(optim: OptimConfig) -> None:
     """Say so where a high learning rate comes at once: LoRA's first steps are then the largest."""
     if optim.learning_rate >= HIGH_LEARNING_RATE and optim.warmup_steps == 0:
-        distributed.logger.warning(
+        logger.warning(
             "optim.learning_rate is %g and there is no warm-up: it often ends in noise or one voice for all; "
             "5e-5 to 1e-4 with optim.warmup_steps of 3 %% of the run is a safer start",
             optim.learning_rate,
@@ -148,7 +149,8 @@ def _take_over_folder(
 ) -> None:
     """Go on from the checkpoint, where there is one, and make the run's folder this start's own."""
     if checkpoint is not None:
-        trainer.resume(checkpoint)
+        with phase(f"going on from {checkpoint.name}"):
+            trainer.resume(checkpoint)
     distributed.on_main_rank(lambda: trainer.take_over_folder(deepspeed_config, starts_anew=checkpoint is None))
     position = trainer.position
     trainer.metrics.rewind(position.step if checkpoint is not None else -1, without=position.events_due())

@@ -22,7 +22,8 @@ from ds_higgs.config.file import fixed_values, resolved
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import write_json
 from ds_higgs.job import distributed
-from ds_higgs.job.distributed import Ranks, logger
+from ds_higgs.job.distributed import Ranks
+from ds_higgs.job.logs import logger
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.losses import LossWeights
 from ds_higgs.run_folder import BEST, FINAL, RunFolder, step_name

@@ -144,6 +144,14 @@ def _used_across_rooms() -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("module", house.modules())
+def test_what_is_printed_is_an_answer_or_names_its_stream(module):
+    """`print_answer`, a log line, or `print(..., file=...)`: a bare print would not reach who asked."""
+    calls = (node for node in ast.walk(house.tree_of(module)) if isinstance(node, ast.Call))
+    bare = [call.lineno for call in calls if ast.unparse(call.func) == "print" and "file=" not in ast.unparse(call)]
+    assert not bare
+
+
+@pytest.mark.parametrize("module", house.modules())
 def test_files_classes_and_functions_stay_small(module):
     tree = house.tree_of(module)
     assert house.modules()[module].read_text(encoding="utf-8").count("\n") <= MAX_FILE

@@ -11,6 +11,8 @@ from ds_higgs.commands.doctor import limits, machine, network, packages
 from ds_higgs.commands.doctor.finding import Finding
 from ds_higgs.config import Config
 from ds_higgs.errors import UserError
+from ds_higgs.job.answers import answer_stream, print_answer
+from ds_higgs.job.logs import phase
 
 Check = Callable[[], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (
@@ -34,11 +36,12 @@ def run_doctor(config: Config | None = None, *, as_json: bool = False) -> None:
         UserError: listing what has to be mended before training can work.
     """
     findings = [finding for check in CHECKS for finding in check()]
-    findings += network.check_hub() if config is None else _check_job(config)
+    with phase("looking at the hub" if config is None else "looking at what the job needs"):
+        findings += network.check_hub() if config is None else _check_job(config)
     failed = [finding for finding in findings if finding.level == "fail"]
     if as_json:
         content = {"ok": not failed, "findings": [vars(finding) for finding in findings]}
-        print(json.dumps(content, ensure_ascii=False, indent=2))
+        print_answer(json.dumps(content, ensure_ascii=False, indent=2))
     else:
         print_findings(findings)
     if failed:
@@ -51,7 +54,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
     table = Table("", "what", "found", "cure", box=None, pad_edge=False)
     for finding in findings:
         table.add_row(*_cells(finding))
-    Console().print(table)
+    Console(file=answer_stream()).print(table)
 
 
 def _check_job(config: Config) -> Iterator[Finding]:

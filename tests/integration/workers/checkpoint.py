@@ -146,8 +146,11 @@ def other_shapes_are_refused(run_dir: Path, stage: int, precision: str) -> None:
 
 
 def expect_refusal(engine, path: Path, message: str, lora_rank: int = 4) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)) as refusal:
         load_checkpoint(engine, path, fixed={**FIXED, "lora.rank": lora_rank})
+    assert "to go on from it: set these as they are in the checkpoint; to start anew: --checkpoint.resume" in str(
+        refusal.value
+    )
 
 
 def code_in_a_file_is_refused(run_dir: Path, stage: int, precision: str) -> None:
