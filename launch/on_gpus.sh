@@ -4,6 +4,7 @@
 #   CUDA_VISIBLE_DEVICES=3 bash launch/on_gpus.sh 1 -c config.yaml
 #
 # `deepspeed --num_gpus` would begin at GPU 0 whatever CUDA_VISIBLE_DEVICES says, and `--include` takes numbers alone.
+# LAUNCHER_LOG_LEVEL=info shows what the launcher does.
 set -euo pipefail
 count=${1:?number of GPUs}
 shift
@@ -36,4 +37,4 @@ if [[ -n ${CUDA_VISIBLE_DEVICES+set} && ${DS_ACCELERATOR:-} != cpu ]]; then
     unset CUDA_VISIBLE_DEVICES # deepspeed would say that it ignores it
   fi
 fi
-exec deepspeed --log_level error "${devices[@]}" --master_port "${MASTER_PORT:-29500}" --module ds_higgs train "$@"
+exec deepspeed --log_level "${LAUNCHER_LOG_LEVEL:-error}" "${devices[@]}" --master_port "${MASTER_PORT:-29500}" --module ds_higgs train "$@"

@@ -38,7 +38,7 @@ def start(script: str, programs: Path, **env: str):
 def test_the_gpus_that_are_named_are_taken(programs, script, visible, expected):
     done = start(script, programs, CUDA_VISIBLE_DEVICES=visible)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.startswith(f"deepspeed {expected}")
+    assert done.stdout.startswith(f"deepspeed --log_level error {expected}")
     assert "visible=unset" in done.stdout
 
 
@@ -51,7 +51,7 @@ def test_gpus_that_are_not_there_are_refused(programs, script, visible):
 
 def test_no_gpu_is_the_cpu(programs):
     done = start("train_1gpu.sh", programs, CUDA_VISIBLE_DEVICES="")
-    assert done.stdout.startswith("deepspeed --num_gpus 1 ")
+    assert done.stdout.startswith("deepspeed --log_level error --num_gpus 1 ")
     assert "accelerator=cpu" in done.stdout
 
 
@@ -71,10 +71,10 @@ def test_no_script_goes_round_it():
 def test_the_real_launcher_sets_it_for_its_ranks(programs, script, visible):
     """As its own log says; on a CPU, where LOCAL_SIZE stands for sixteen GPUs."""
     (programs / "deepspeed").unlink()
-    env = {"LOCAL_SIZE": "16", "CUDA_VISIBLE_DEVICES": visible, "MASTER_PORT": launching.free_port()}
+    env = {"LOCAL_SIZE": "16", "CUDA_VISIBLE_DEVICES": visible, "LAUNCHER_LOG_LEVEL": "info"}
     done = launching.run(
         ["bash", LAUNCH / script, "--help"],
-        env={"PATH": f"{programs}:{launching.free_environment()['PATH']}", **env},
+        env={"PATH": f"{programs}:{launching.free_environment()['PATH']}", "MASTER_PORT": launching.free_port(), **env},
     )
     assert done.returncode == 0, done.stdout
     assert f"Setting CUDA_VISIBLE_DEVICES={visible}\n" in done.stdout
