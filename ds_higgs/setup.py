@@ -15,6 +15,7 @@ from ds_higgs.data import build as data_build
 from ds_higgs.data.cache import default_code_cache
 from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
+from ds_higgs.data.conditions import NO_DROPS, DropRates
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Progress
 from ds_higgs.data.exclusion import read_exclude_list
@@ -70,6 +71,7 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
         reference_turn=config.reference_turn,
         prompt_form=config.prompt_form,
     )
+    rules = replace(rules, drops=DropRates(config.drop_reference, config.drop_reference_text, config.drop_system))
     if config.exclude is None:
         return rules
     names = [manifest.name for manifest in dict.fromkeys(config.manifests)]
@@ -79,8 +81,8 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
 
 
 def validation_rules(rules: SampleRules) -> SampleRules:
-    """The same for what is validated on and spoken: in one form, the served one where the training mixes them."""
-    return replace(rules, prompt_form=served_form(rules.prompt_form))
+    """The same for what is validated on and spoken: whole prompts in one form, the served one of a training in both."""
+    return replace(rules, prompt_form=served_form(rules.prompt_form), drops=NO_DROPS)
 
 
 def source_rules(source: TrainSource, rules: SampleRules) -> SampleRules:

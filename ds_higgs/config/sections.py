@@ -128,6 +128,11 @@ class DataConfig(Section):
     prompt_form: Literal["as_is", "boson", "mixed"] = Field(
         "as_is", description="As the manifest has it; as servers ask for speech; or half an epoch's samples in each."
     )
+    drop_reference: Probability = Field(
+        0.0, description="Share of the samples that lack their reference and what it says, another in every epoch."
+    )
+    drop_reference_text: Probability = Field(0.0, description="The same, of what the reference says alone.")
+    drop_system: Probability = Field(0.0, description="The same, of the system message.")
     use_delay_pattern: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
     encode_whisper_embed: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
 

@@ -12,6 +12,7 @@ import numpy as np
 from ds_higgs.data.analysis import Parts, analyse, exchange_parts, merge_packed, share_of
 from ds_higgs.data.cache import CodeCache
 from ds_higgs.data.clips import ClipFinder, HashMemo
+from ds_higgs.data.conditions import PromptParts
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.encoding import Encoder, Progress, plan_units, start_helpers
 from ds_higgs.data.exclusion import Exclusion
@@ -187,6 +188,8 @@ class Preparation:
         dataset = HiggsDataset(
             self.manifest, arrays, clips, cache=self._cache, layout=layout, rejected=sorted(self.problems)
         )
+        if self._rules.drops.any():
+            dataset.leave_out(self._rules.drops, PromptParts.of(self._rules.tokenizer, layout))
         if self.parts.served is not None:
             dataset.mix_with(merge_packed([self.parts.served], good), clips)
         return dataset

@@ -14,6 +14,7 @@ from ds_higgs.batch import IGNORE_INDEX
 from ds_higgs.data.audio import decode
 from ds_higgs.data.cache import CachedClip, CodeCache, read_codes
 from ds_higgs.data.clips import Clip
+from ds_higgs.data.conditions import NOTHING, Dropped, DropRates, PromptParts, draw_dropped
 from ds_higgs.data.manifest import sample_id
 from ds_higgs.data.problems import Problem
 from ds_higgs.data.sampling import draw_half
@@ -80,6 +81,8 @@ class HiggsDataset(Dataset):
         self._clips, self._clip_of = _build_clip_table(keys, cache)
         self._sources = [clip for sample in clips for clip in sample] if layout.whisper else []
         self._served: HiggsDataset | None = None
+        self._drop_rates = DropRates()
+        self._parts: PromptParts | None = None
         self._differs = np.zeros(len(self), dtype=np.bool_)
         self.lengths = self._compute_lengths(_seconds_of(clips))
         self.filler_index = self._find_filler()
@@ -98,11 +101,16 @@ class HiggsDataset(Dataset):
         self._served = other
         self._differs = np.asarray([not self._same_tokens(other, index) for index in range(len(self))])
 
-    def in_epoch(self, epoch: int, *, seed: int) -> "HiggsDataset | EpochForms":
-        """The samples as this epoch has them: where they have two forms, as many in each, drawn from `seed`."""
-        if self._served is None:
+    def leave_out(self, rates: DropRates, parts: PromptParts) -> None:
+        """Leave parts of the prompt out of some samples, drawn anew every epoch; lengths stay those of whole ones."""
+        self._drop_rates, self._parts = rates, parts
+
+    def in_epoch(self, epoch: int, *, seed: int) -> "HiggsDataset | EpochSamples":
+        """The samples as this epoch has them: in which form, and with which parts of the prompt, drawn from `seed`."""
+        if self._served is None and self._parts is None:
             return self
-        return EpochForms(self, self._served, draw_half(self._differs, seed=seed, epoch=epoch))
+        dropped = draw_dropped(self._drop_rates, len(self), seed=seed, epoch=epoch)
+        return EpochSamples(self, self._served, draw_half(self._differs, seed=seed, epoch=epoch), dropped)
 
     def _same_tokens(self, other: "HiggsDataset", index: int) -> bool:
         own, others = _span(self._ends, index), _span(other._ends, index)
@@ -112,10 +120,20 @@ class HiggsDataset(Dataset):
         return len(self._numbers)
 
     def __getitem__(self, index: int) -> ChatMLDatasetSample:
+        return self.read(index)
+
+    def read(self, index: int, dropped: Dropped = NOTHING) -> ChatMLDatasetSample:
+        """A sample without what is `dropped`."""
         input_ids, supervised = self._tokens_of(index)
-        codes = [self._read(place) for place in self._clips_of(index)]
+        places = list(self._clips_of(index))
+        if self._parts is not None and any(dropped):
+            kept = torch.from_numpy(self._parts.keep(input_ids.numpy(), supervised.numpy(), dropped))
+            audible = kept[self._is_audio(input_ids)].tolist()
+            places = [place for place, stays in zip(places, audible, strict=True) if stays]
+            input_ids, supervised = input_ids[kept], supervised[kept]
+        codes = [self._read(place) for place in places]
         starts = np.cumsum([0, *(clip.shape[1] for clip in codes)])[:-1]
-        waveforms, waveform_starts = self._reference_audio(index, input_ids)
+        waveforms, waveform_starts = self._reference_audio(places, input_ids)
         return ChatMLDatasetSample(
             input_ids=input_ids,
             label_ids=torch.where(supervised, input_ids, IGNORE_INDEX),
@@ -152,14 +170,17 @@ class HiggsDataset(Dataset):
     def _read(self, place: int) -> torch.Tensor:
         return read_codes(self._folder, self._clips.row(self._clip_of[place], self.layout.num_codebooks))
 
-    def _reference_audio(self, index: int, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _is_audio(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return (input_ids == self.layout.audio_in_token) | (input_ids == self.layout.audio_out_token)
+
+    def _reference_audio(self, places: Sequence[int], input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Waveforms of the user's audio at 16 kHz and where each begins; empty without Whisper features."""
         if not self.layout.whisper:
             return torch.zeros(0), torch.zeros(0, dtype=torch.long)
-        placeholders = input_ids[(input_ids == self.layout.audio_in_token) | (input_ids == self.layout.audio_out_token)]
+        placeholders = input_ids[self._is_audio(input_ids)]
         waveforms = [
             torch.from_numpy(decode(clip.source(self.manifest), clip.segment, sampling_rate=WHISPER_RATE))
-            for clip, token in zip((self._sources[place] for place in self._clips_of(index)), placeholders, strict=True)
+            for clip, token in zip((self._sources[place] for place in places), placeholders, strict=True)
             if token == self.layout.audio_in_token
         ]
         starts = np.cumsum([0, *(len(waveform) for waveform in waveforms)])[:-1]
@@ -177,20 +198,23 @@ class HiggsDataset(Dataset):
         return int(candidates[np.argmin(self.lengths[candidates])])
 
 
-class EpochForms(Dataset):
-    """The samples of one epoch, some of them in the form that servers send."""
+class EpochSamples(Dataset):
+    """The samples of one epoch, some of them in the form that servers send, some without parts of their prompt."""
 
-    def __init__(self, as_is: HiggsDataset, served: HiggsDataset, is_served: np.ndarray):
-        """is_served: [num_samples] bool."""
+    def __init__(
+        self, as_is: HiggsDataset, served: HiggsDataset | None, is_served: np.ndarray, dropped: np.ndarray | None = None
+    ):
+        """is_served: [num_samples] bool, where there are two forms; dropped: see `conditions.draw_dropped`."""
         self.filler_index = as_is.filler_index
-        self._forms = (as_is, served)
+        self._forms = (as_is, served or as_is)
         self.is_served = is_served
+        self.dropped = np.zeros((len(is_served), 3), dtype=np.bool_) if dropped is None else dropped
 
     def __len__(self) -> int:
         return len(self.is_served)
 
     def __getitem__(self, index: int) -> ChatMLDatasetSample:
-        return self._forms[int(self.is_served[index])][index]
+        return self._forms[int(self.is_served[index])].read(index, Dropped(*self.dropped[index].tolist()))
 
     def sample_id(self, index: int) -> str:
         return self._forms[0].sample_id(index)

@@ -12,6 +12,7 @@ from ds_higgs.data.audio import AudioLimits
 from ds_higgs.data.chatml import TokenizedSample
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.codec.source import CodecSource
+from ds_higgs.data.conditions import NO_DROPS, DropRates
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import PromptForms, ReferenceTurn
 from ds_higgs.errors import UserError
@@ -27,6 +28,7 @@ class SampleRules:
     reference_turn: where user messages' reference audio goes; see `references.move_references`.
     prompt_form: how speech is asked for; see `prompt_forms`.
     exclude: names of samples that are left out.
+    drops: how often parts of the prompt are left out in training.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -38,6 +40,7 @@ class SampleRules:
     reference_turn: ReferenceTurn = "as_is"
     prompt_form: PromptForms = "as_is"
     exclude: frozenset[str] = frozenset()
+    drops: DropRates = NO_DROPS
 
 
 def build_rules(
