@@ -196,15 +196,33 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return (gradient * remaining).to(gradient.dtype), None, None, None, None
 
 
-def audio_loss_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropy of every codebook, in fp32 and in one call over the codebooks x rows axis.
+@torch.no_grad()
+def text_losses(
+    hidden_rows: torch.Tensor, labels: torch.Tensor, head: nn.Module, *, chunk_rows: int = TEXT_CHUNK_ROWS
+) -> torch.Tensor:
+    """The cross-entropy of each row of `head(hidden_rows)` with its label, in fp32: [rows] fp32, without a gradient.
+
+    The head is called as in `text_loss_sum`: once, and with `chunk_rows` rows of logits at a time.
+    """
+    return _in_one_call(head, partial(_chunked_losses, labels=labels, chunk_rows=chunk_rows), hidden_rows)
+
+
+def _chunked_losses(
+    project: Project, hidden_rows: torch.Tensor, *, labels: torch.Tensor, chunk_rows: int
+) -> torch.Tensor:
+    chunks = zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True)
+    return torch.cat([F.cross_entropy(project(rows).float(), targets, reduction="none") for rows, targets in chunks])
+
+
+def audio_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of every label, in fp32 and in one call over the codebooks x rows axis.
 
     Args:
         logits: [rows, codebooks * codebook_size], the audio head's output.
         labels: [codebooks, rows] int64, IGNORE_INDEX where a codebook has no target.
 
     Returns:
-        [codebooks] fp32.
+        [rows, codebooks] fp32, 0 where there is no target.
     """
     codebooks, rows = labels.shape
     losses = F.cross_entropy(
@@ -213,7 +231,23 @@ def audio_loss_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         ignore_index=IGNORE_INDEX,
         reduction="none",
     )
-    return losses.view(rows, codebooks).sum(dim=0)
+    return losses.view(rows, codebooks)
+
+
+def audio_loss_sums(
+    logits: torch.Tensor, labels: torch.Tensor, *, end_code: int | None = None, end_weight: float = 1.0
+) -> torch.Tensor:
+    """Sum of the cross-entropy of every codebook: [codebooks] fp32.
+
+    Args:
+        logits, labels: see `audio_losses`.
+        end_code: the stream EOS, whose losses are multiplied with `end_weight`. The number of targets stays what it
+            is, so the weight of one end against that of one code is `end_weight`.
+    """
+    losses = audio_losses(logits, labels)
+    if end_code is not None and end_weight != 1:
+        losses = torch.where(labels.t() == end_code, end_weight * losses, losses)
+    return losses.sum(dim=0)
 
 
 def normalised_codebook_weights(weights: Sequence[float] | None, num_codebooks: int) -> tuple[float, ...]:

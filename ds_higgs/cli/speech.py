@@ -187,7 +187,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from ds_higgs.commands.evaluate import Judges, build_columns, compare, format_table
+    from ds_higgs.commands.evaluate import Judges, build_columns, compare, describe_endings, format_table
     from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 
     columns = build_columns(
@@ -222,7 +222,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         judges=judges,
     )
     format_table(evaluations)
-    print_answer(f"\n{out}: WAV files and evaluation.json")
+    print_answer("\n".join(["", *describe_endings(evaluations), f"{out}: WAV files and evaluation.json"]))
 
 
 def _report(arguments: argparse.Namespace) -> None:

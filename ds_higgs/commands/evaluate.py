@@ -21,14 +21,15 @@ from ds_higgs.errors import UserError
 from ds_higgs.files import write_json
 from ds_higgs.job.answers import print_answer
 from ds_higgs.run_folder import EVALUATION_FILE
+from ds_higgs.speech.endings import count_endings
 from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 from ds_higgs.speech.measures import average
 from ds_higgs.speech.samples import Synthesizer, speak_all
 from ds_higgs.speech.transcripts import ErrorCount, count_character_errors, count_word_errors, total_errors
 from ds_higgs.training.metrics import json_values
-from ds_higgs.training.results import summarise
 from ds_higgs.training.step_module import StepModule
-from ds_higgs.training.validation import build_loss_weights, sum_losses
+from ds_higgs.training.stop_and_onset import Landmarks, known_averages
+from ds_higgs.training.validation import build_loss_weights, sum_scores, summarise_scores
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,17 @@ MEASURES: tuple[tuple[str, str, bool | None], ...] = (
     ("loss", "loss", False),
     ("text_loss", "text loss", False),
     ("audio_loss", "audio loss", False),
+    ("eos_probability", "P(EOS) at the true end", True),
+    ("false_eos_rate", "EOS likeliest before it", False),
+    ("onset_audio_loss", "audio loss, first 2 s", False),
+    ("later_audio_loss", "audio loss, the rest", False),
+    ("words_loss", "text loss, words", False),
+    ("audio_start_loss", "text loss, <|audio_out_bos|>", False),
+    ("end_tokens_loss", "text loss, end tokens", False),
     ("code_accuracy", "code accuracy", True),
+    ("never_ending", "never ended, samples", False),
+    ("early_ending", "ended early, samples", False),
+    ("repeating", "repeat themselves, samples", False),
     ("stop_rate", "stop rate", True),
     ("duration_ratio", "duration ratio", None),
     ("silence_share", "silence share", False),
@@ -48,7 +59,7 @@ MEASURES: tuple[tuple[str, str, bool | None], ...] = (
     ("speaker_similarity", "speaker similarity", True),
 )
 _ERRORS = ("word_errors", "character_errors")
-_NO_AVERAGE = ("number", "seconds", *_ERRORS)
+_NO_AVERAGE = ("number", "seconds", "repeats", *_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -111,19 +122,20 @@ def _warn_of_other_samples(evaluations: Sequence[Evaluation]) -> None:
 
 @torch.no_grad()
 def compute_losses(voice: Voice, dataset: HiggsDataset, loss: LossConfig, *, batch_size: int) -> dict[str, float]:
-    """loss, text_loss and audio_loss over a whole data set, as validation in the training computes them."""
+    """The losses over a whole data set and what is known of its ends, as validation in the training computes them."""
     num_codebooks = voice.rules.layout.num_codebooks
     module = StepModule(voice.model)
-    totals = sum_losses(
+    totals = sum_scores(
         module,
         _batches(voice, dataset, batch_size),
         num_codebooks=num_codebooks,
         placeholder_ids=module.placeholder_ids,
         device=voice.model.device,
+        landmarks=Landmarks.of(voice.rules),
     )
-    sums, counts = totals.tolist()
-    result = summarise(sums, counts, build_loss_weights(loss, num_codebooks=num_codebooks))
-    return {"loss": result.loss, "text_loss": result.text_loss, "audio_loss": result.audio_loss}
+    found = summarise_scores(totals, build_loss_weights(loss, num_codebooks=num_codebooks))
+    losses = {name: getattr(found.losses, name) for name in ("loss", "text_loss", "audio_loss")}
+    return losses | known_averages(found.values())
 
 
 def _batches(voice: Voice, dataset: HiggsDataset, batch_size: int) -> Iterator[Batch]:
@@ -184,7 +196,7 @@ def summarise_samples(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         for errors in _ERRORS
         if rows and errors in rows[0]
     }
-    return average(plain) | rates
+    return average(plain) | rates | count_endings(rows)
 
 
 def format_table(evaluations: Sequence[Evaluation], write: Callable[[str], object] = print_answer) -> None:
@@ -201,8 +213,21 @@ def format_table(evaluations: Sequence[Evaluation], write: Callable[[str], objec
         write(f"{heading:<{first}}  " + "  ".join(cells))
 
 
+def describe_endings(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A line for every model that does not end as the recordings do, or repeats itself."""
+    names = {"never_ending": "never ended", "early_ending": "ended early", "repeating": "repeat themselves"}
+    lines = []
+    for one in evaluations:
+        found = [f"{one.values[key]:.0f} {name}" for key, name in names.items() if one.values[key]]
+        if found:
+            lines.append(f"{one.name}: of {one.values['num_spoken']:.0f} samples spoken, {', '.join(found)}")
+    return lines
+
+
 def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def build_columns(

@@ -189,6 +189,7 @@ class LossConfig(Section):
     codebook_weights: tuple[PositiveOrZero, ...] | None = Field(
         None, description="One per codebook, normalised to sum 1; equal if unset."
     )
+    eos_weight: PositiveOrZero = Field(1.0, description="Factor of the loss where speech ends, in training.")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "LossConfig":

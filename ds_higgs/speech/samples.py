@@ -16,6 +16,7 @@ from ds_higgs.model.loading import HiggsAudioModel
 from ds_higgs.model.lora import unwrap
 from ds_higgs.run_folder import REFERENCES, TARGETS
 from ds_higgs.speech.accuracy import measure_accuracy
+from ds_higgs.speech.endings import judge_ending
 from ds_higgs.speech.measures import measure_speech
 
 
@@ -69,6 +70,7 @@ class Synthesizer:
             "number": item.number,
             "sample_id": item.sample_id,
             "stopped_by": generated.stopped_by,
+            **asdict(judge_ending(generated.codes, item.target_codes, stopped_by=generated.stopped_by)),
             **asdict(measures),
             "code_accuracy": accuracy.overall(),
             "code_accuracy_per_codebook": accuracy.per_codebook(),

@@ -68,7 +68,7 @@ def build_engine(
 
     Every call of its `step` is an update: `train_step` accumulates micro-batches itself and reduces them once.
     """
-    module = StepModule(model, supervised_heads=config.memory.supervised_text_head)
+    module = StepModule(model, supervised_heads=config.memory.supervised_text_head, end_weight=config.loss.eos_weight)
     factor = partial(
         learning_rate_factor,
         schedule=config.optim.schedule,

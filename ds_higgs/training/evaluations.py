@@ -12,11 +12,11 @@ from ds_higgs.job.logs import logger, phase
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.losses import LossWeights
 from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
-from ds_higgs.training.metrics import MetricsFile, eval_values, track
+from ds_higgs.training.metrics import MetricsFile, track
 from ds_higgs.training.position import Position
-from ds_higgs.training.results import StepResult
 from ds_higgs.training.save_errors import save_errors
-from ds_higgs.training.validation import evaluate
+from ds_higgs.training.stop_and_onset import Landmarks, describe_ends, known_averages
+from ds_higgs.training.validation import Validation, evaluate
 from ds_higgs.training.validation_sets import ValidationSet, combine, curves_of
 
 
@@ -38,6 +38,7 @@ class Evaluations:
         validation_sets: Sequence[ValidationSet],
         listener: Listener | None,
         weights: LossWeights,
+        landmarks: Landmarks,
         max_batches: int | None,
         metrics: MetricsFile,
         stop_requests: StopRequests,
@@ -47,6 +48,7 @@ class Evaluations:
         self.listener = listener
         self._engine = engine
         self._weights = weights
+        self._landmarks = landmarks
         self._max_batches = max_batches
         self._metrics = metrics
         self._stop_requests = stop_requests
@@ -66,30 +68,31 @@ class Evaluations:
         found = []
         for one in self.validation_sets:
             with phase("validating"):
-                found.append(eval_values(self._losses_on(one.loader)))
+                found.append(self._evaluate_on(one.loader).values())
             if self._stop_requests.is_agreed:
                 return
         values = combine(found, self.validation_sets)
         position.validation_due = False
         logger.info(
-            "step %d: validation loss %.4f  text %.4f  audio %.4f",
+            "step %d: validation loss %.4f  text %.4f  audio %.4f  %s",
             position.step,
             values["loss"],
             values["text_loss"],
             values["audio_loss"],
+            describe_ends(values),
         )
         position.remember_losses(values, "validation")
         self._metrics.write("eval", step=position.step, **values)
         shown = ("loss", "text_loss", "audio_loss")
-        shown_values = {name: values[name] for name in shown} | curves_of(values)
+        shown_values = {name: values[name] for name in shown} | known_averages(values) | curves_of(values)
         track(self._engine, position.step, {f"val/{name}": value for name, value in shown_values.items()})
         self._keep_best(values)
 
-    def _losses_on(self, loader: StepLoader) -> StepResult:
+    def _evaluate_on(self, loader: StepLoader) -> Validation:
         # From the first micro-batch on, although `max_batches` may have left the loader in the middle.
         loader.epoch, loader.micro_batches_done = 0, 0
         batches = (batch for [batch] in islice(loader, self._max_batches))
-        return evaluate(self._engine, self._until_stopped(batches), self._weights)
+        return evaluate(self._engine, self._until_stopped(batches), self._weights, self._landmarks)
 
     def _listen(self, listener: Listener, position: Position) -> None:
         """Record what the model says to the fixed validation prompts."""

@@ -28,6 +28,7 @@ from ds_higgs.training.engine import (
     log_parameters,
 )
 from ds_higgs.training.memory_plan import MemorySettings, choose_memory_settings, decide_checkpointing
+from ds_higgs.training.stop_and_onset import Landmarks
 from ds_higgs.training.trainer import Trainer
 from ds_higgs.training.validation import build_loss_weights
 from ds_higgs.training.validation_sets import ValidationSet
@@ -67,6 +68,7 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
         validation_sets=material.validation_sets,
         listener=material.listener,
         weights=material.weights,
+        landmarks=material.landmarks,
         total_steps=material.total_steps,
     )
     stop_requests.stop_here()
@@ -101,6 +103,7 @@ class _Material:
     validation_sets: list[ValidationSet]
     listener: Listener | None
     weights: LossWeights
+    landmarks: Landmarks
     total_steps: int
 
     @property
@@ -126,6 +129,7 @@ def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: Sto
         validation_sets=validation_sets,
         listener=setup.build_listener(config, val, rules, ranks),
         weights=weights,
+        landmarks=Landmarks.of(rules),
         total_steps=train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps),
     )
 

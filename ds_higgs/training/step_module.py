@@ -8,7 +8,15 @@ from peft import PeftModel
 from torch import nn
 
 from ds_higgs.batch import ModelInputs
-from ds_higgs.losses import Targets, audio_loss_sums, audio_source_rows, text_loss_sum, text_source_rows
+from ds_higgs.losses import (
+    Targets,
+    audio_loss_sums,
+    audio_losses,
+    audio_source_rows,
+    text_loss_sum,
+    text_losses,
+    text_source_rows,
+)
 from ds_higgs.model.expanded_forward import forward_label_free
 from ds_higgs.model.heads import deferred_heads, text_head
 from ds_higgs.model.loading import HiggsAudioModel
@@ -22,17 +30,35 @@ class StepOutput(NamedTuple):
     sums: torch.Tensor
 
 
+class TargetScores(NamedTuple):
+    """How well each target is predicted.
+
+    text: [num_text_targets] fp32 losses, as Targets.text_labels are; audio: [num_audio_rows, codebooks] fp32 losses.
+    end: [num_audio_rows] fp32, the probability of the stream EOS in codebook 0; ends: [num_audio_rows] bool, whether
+        it is the likeliest code there.
+    """
+
+    text: torch.Tensor
+    audio: torch.Tensor
+    end: torch.Tensor
+    ends: torch.Tensor
+
+
 class StepModule(nn.Module):
     """What DeepSpeed wraps: its forward is the training step, so the engine's own hooks run around it at every stage.
 
     Calling the model below `engine.module` from outside would skip what `engine.forward` does, which is silently wrong
     with ZeRO-2 and offload, with ZeRO-1 and fp32 accumulation, and with ZeRO-3.
+
+    Args:
+        end_weight: `loss.eos_weight`.
     """
 
-    def __init__(self, peft_model: PeftModel, *, supervised_heads: bool = True):
+    def __init__(self, peft_model: PeftModel, *, supervised_heads: bool = True, end_weight: float = 1.0):
         super().__init__()
         self.peft_model = peft_model
         self.supervised_heads = supervised_heads
+        self.end_weight = end_weight
 
     @property
     def higgs(self) -> HiggsAudioModel:
@@ -49,42 +75,58 @@ class StepModule(nn.Module):
         """Token ids of <|AUDIO|> and <|AUDIO_OUT|>."""
         return self.higgs.config.audio_in_token_idx, self.higgs.config.audio_out_token_idx
 
-    def forward(self, model_inputs: ModelInputs, targets: Targets, scales: torch.Tensor) -> StepOutput:
+    def forward(
+        self, model_inputs: ModelInputs, targets: Targets, scales: torch.Tensor | None
+    ) -> StepOutput | TargetScores:
         """Run the model without labels and return this micro-batch's scaled loss and its loss sums.
 
         Args:
-            scales: [1 + codebooks] fp32, from `losses.loss_scales`.
+            scales: [1 + codebooks] fp32, from `losses.loss_scales`; None: nothing is summed up, and each target's
+                score is returned, without a gradient.
         """
-        if self.supervised_heads:
-            text_sum, audio_sums = self._supervised_sums(model_inputs, targets, text_scale=scales[0])
-        else:
-            text_sum, audio_sums = self._full_logits_sums(model_inputs, targets)
+        text_rows, head, audio_logits = self._predict(model_inputs, targets)
+        if scales is None:
+            return self._score(text_rows, head, audio_logits, targets)
+        text_scale = scales[0] if self.supervised_heads else None
+        text_sum = text_loss_sum(text_rows, targets.text_labels, head, scale=text_scale)
+        audio_sums = audio_loss_sums(
+            audio_logits, targets.audio_labels, end_code=self._end_code, end_weight=self.end_weight
+        )
         sums = torch.cat([text_sum.unsqueeze(0), audio_sums])
         return StepOutput(loss=(scales * sums).sum(), sums=sums.detach())
 
-    def _supervised_sums(
-        self, model_inputs: ModelInputs, targets: Targets, *, text_scale: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The heads run only on the rows that predict a target."""
+    def _predict(self, model_inputs: ModelInputs, targets: Targets) -> tuple[torch.Tensor, nn.Module, torch.Tensor]:
+        """What predicts the targets: rows for the text [num_text_targets, width], the head that makes logits of them,
+        and audio logits [num_audio_rows, codebooks * codebook_size].
+        """
+        if not self.supervised_heads:  # the heads run everywhere, as the model comes; for comparison
+            outputs = forward_label_free(self.higgs, model_inputs)
+            text_rows = text_source_rows(targets, text_token_mask(outputs))
+            audio_logits = outputs.audio_logits.flatten(1).index_select(0, targets.audio_frames)
+            return outputs.logits.flatten(0, 1).index_select(0, text_rows), nn.Identity(), audio_logits
         with deferred_heads(self.higgs):
             outputs = forward_label_free(self.higgs, model_inputs)
         hidden = outputs.logits.flatten(0, 1)  # [batch * seq, hidden]
         text_rows = hidden.index_select(0, text_source_rows(targets, text_token_mask(outputs)))
         audio_rows = hidden.index_select(0, audio_source_rows(targets, outputs.audio_out_mask))
-        return (
-            text_loss_sum(text_rows, targets.text_labels, text_head(self.higgs), scale=text_scale),
-            audio_loss_sums(self.higgs.audio_decoder_proj.audio_lm_head(audio_rows), targets.audio_labels),
+        return text_rows, text_head(self.higgs), self.higgs.audio_decoder_proj.audio_lm_head(audio_rows)
+
+    @torch.no_grad()
+    def _score(
+        self, text_rows: torch.Tensor, head: nn.Module, audio_logits: torch.Tensor, targets: Targets
+    ) -> TargetScores:
+        num_codebooks = targets.audio_labels.shape[0]
+        first_codebook = audio_logits[:, : audio_logits.shape[-1] // num_codebooks].float()
+        return TargetScores(
+            text=text_losses(text_rows, targets.text_labels, head),
+            audio=audio_losses(audio_logits, targets.audio_labels),
+            end=first_codebook.softmax(dim=-1)[:, self._end_code],
+            ends=first_codebook.argmax(dim=-1) == self._end_code,
         )
 
-    def _full_logits_sums(self, model_inputs: ModelInputs, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-        """The heads run everywhere, as the model comes; for comparison (`memory.supervised_text_head: false`)."""
-        outputs = forward_label_free(self.higgs, model_inputs)
-        text_rows = outputs.logits.flatten(0, 1).index_select(0, text_source_rows(targets, text_token_mask(outputs)))
-        audio_rows = outputs.audio_logits.flatten(1).index_select(0, targets.audio_frames)
-        return (
-            text_loss_sum(text_rows, targets.text_labels, nn.Identity()),
-            audio_loss_sums(audio_rows, targets.audio_labels),
-        )
+    @property
+    def _end_code(self) -> int:
+        return self.higgs.config.audio_stream_eos_id
 
 
 def text_token_mask(outputs) -> torch.Tensor:

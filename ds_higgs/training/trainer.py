@@ -43,6 +43,7 @@ from ds_higgs.training.metrics import (
 from ds_higgs.training.position import Position
 from ds_higgs.training.results import NonFiniteError, StepResult
 from ds_higgs.training.save_errors import save_errors
+from ds_higgs.training.stop_and_onset import Landmarks
 from ds_higgs.training.train_step import train_step
 from ds_higgs.training.validation_sets import ValidationSet, curves_of
 
@@ -69,6 +70,7 @@ class Trainer:
         validation_sets: Sequence[ValidationSet],
         listener: Listener | None,
         weights: LossWeights,
+        landmarks: Landmarks,
         total_steps: int,
     ):
         self.config = config
@@ -89,6 +91,7 @@ class Trainer:
             validation_sets=validation_sets,
             listener=listener,
             weights=weights,
+            landmarks=landmarks,
             max_batches=config.eval.max_batches,
             metrics=self.metrics,
             stop_requests=stop_requests,

@@ -51,13 +51,13 @@ def build_module(base: Path) -> StepModule:
     )
 
 
-def overfit(module: StepModule, batch: Batch) -> None:
+def overfit(module: StepModule, batch: Batch, *, steps: int = STEPS) -> None:
     targets = build_targets(batch, placeholder_ids=module.placeholder_ids)
     scales = loss_scales(targets.counts(), text_weight=0.0, audio_weight=1.0, codebook_weights=(1 / 8,) * 8).float()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
         optimizer.zero_grad()
         module(batch.model_inputs, targets, scales).loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

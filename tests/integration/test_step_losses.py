@@ -87,6 +87,23 @@ def test_losses_and_gradients_equal_plain_code(base, name, supervised_heads):
     assert sum(grad.abs().sum() for grad in expected) > 0
 
 
+def test_single_scores_are_what_the_sums_are_made_of(base):
+    """As validation asks for them, whichever way the heads run; the step's weight of the end is not in them."""
+    tokenizer, config, peft_model = base
+    batch = make_batch(BATCHES["several segments"], tokenizer, config)
+    for supervised_heads in (True, False):
+        module = StepModule(peft_model, supervised_heads=supervised_heads, end_weight=3.0)
+        targets = build_targets(batch, placeholder_ids=module.placeholder_ids)
+        scores = module(batch.model_inputs, targets, None)
+        sums = module(batch.model_inputs, targets, torch.ones(9)).sums
+        at_end = scores.audio * (targets.audio_labels.t() == config.audio_stream_eos_id)
+        assert sums[0].item() == pytest.approx(scores.text.sum().item(), rel=1e-5)
+        assert sums[1:].tolist() == pytest.approx((scores.audio + 2 * at_end).sum(dim=0).tolist(), rel=1e-5)
+        losses_at_end = scores.audio[:, 0][targets.audio_labels[0] == config.audio_stream_eos_id]
+        ends = scores.end[targets.audio_labels[0] == config.audio_stream_eos_id]
+        assert (-ends.log()).tolist() == pytest.approx(losses_at_end.tolist(), rel=1e-4)
+
+
 def test_masked_reference_turn_has_no_audio_targets(base):
     tokenizer, config, _ = base
     frames = 7

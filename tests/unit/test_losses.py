@@ -7,11 +7,13 @@ import torch.nn.functional as F
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
 from ds_higgs.losses import (
     audio_loss_sums,
+    audio_losses,
     audio_source_rows,
     build_targets,
     loss_scales,
     normalised_codebook_weights,
     text_loss_sum,
+    text_losses,
     text_source_rows,
     true_indices,
 )
@@ -219,6 +221,25 @@ def test_losses_are_in_fp32_for_bf16_logits():
     logits = torch.randn(3, 2 * 11).bfloat16()
     assert audio_loss_sums(logits, torch.zeros(2, 3).long()).dtype == torch.float32
     assert text_loss_sum(logits, torch.zeros(3).long(), torch.nn.Identity()).dtype == torch.float32
+
+
+def test_the_end_weighs_more_and_the_other_codes_as_before():
+    logits, labels = torch.randn(5, 2 * 11), torch.tensor([[1, 2, 9, -100, 9], [9, 3, 4, 5, -100]])
+    plain = audio_losses(logits, labels)
+    assert audio_loss_sums(logits, labels, end_code=9).tolist() == plain.sum(dim=0).tolist()
+    weighed = audio_loss_sums(logits, labels, end_code=9, end_weight=3.0)
+    assert weighed.tolist() == pytest.approx(
+        [float(plain[:, 0].sum() + 2 * (plain[2, 0] + plain[4, 0])), float(plain[:, 1].sum() + 2 * plain[0, 1])]
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 13])
+def test_text_losses_are_those_that_are_summed_up(rows):
+    head, hidden, labels = RecordingHead(7, 47), torch.randn(rows, 7, requires_grad=True), torch.arange(rows)
+    single = text_losses(hidden, labels, head, chunk_rows=5)
+    assert not single.requires_grad
+    torch.testing.assert_close(single, F.cross_entropy(head(hidden), labels, reduction="none").detach())
+    assert max(head.rows[:-1], default=0) <= 5
 
 
 def test_scales_divide_by_the_global_counts():
