@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ds_higgs.config import Config, DataConfig
 from ds_higgs.config.sources import TrainSource
-from ds_higgs.data import build as data_build
+from ds_higgs.data.build import Preparation, RankChannel
 from ds_higgs.data.cache import default_code_cache
 from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
@@ -21,10 +21,12 @@ from ds_higgs.data.encoding import Progress
 from ds_higgs.data.exclusion import read_exclude_list
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.mixture import MixedSource, Mixture
-from ds_higgs.data.order import EpochOrder, Order
+from ds_higgs.data.order import EpochOrder, Order, SampleSource
+from ds_higgs.data.oversampling import oversample_short
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.data.prompt_forms import joint_form, served_form
 from ds_higgs.data.prompts import choose_prompts_of_all
+from ds_higgs.data.review.ends import warn_of_cut_recordings, warn_of_missing_ends
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
@@ -123,23 +125,28 @@ def build_dataset(
         Stopped: a rank was asked to stop; what is encoded stays in the cache.
     """
     stop = stop or StopRequests()
+    preparation = Preparation(
+        manifest,
+        rules=rules,
+        cache_dir=code_cache_dir(config.data),
+        ranks=RankChannel(
+            ranks.rank,
+            ranks.world_size,
+            distributed.gather_bytes,
+            stop_requested=stop.requested_anywhere,
+            stop_here=stop.stop_here,
+        ),
+    )
     shown = encoding_progress(manifest, enabled=ranks.is_main and config.logging.progress)
     with phase(f"checking {manifest.name}"), shown as progress:
-        return data_build.build_dataset(
-            manifest,
-            rules=rules,
-            cache_dir=code_cache_dir(config.data),
+        preparation.run(
             on_bad_sample=config.data.on_bad_sample,
-            device=str(distributed.training_device(ranks)),
-            ranks=data_build.RankChannel(
-                ranks.rank,
-                ranks.world_size,
-                distributed.gather_bytes,
-                stop_requested=stop.requested_anywhere,
-                stop_here=stop.stop_here,
-            ),
+            devices=[str(distributed.training_device(ranks))],
             progress=progress,
         )
+        if ranks.is_main:
+            warn_of_cut_recordings(preparation, rules.layout)
+        return preparation.dataset()
 
 
 @contextmanager
@@ -174,8 +181,11 @@ def build_train_loader(
     if config.zero.stage == 3:
         for dataset in datasets:
             _check_audio_everywhere(dataset)
+    if ranks.is_main:
+        for dataset in datasets:
+            warn_of_missing_ends(dataset, BatchCollator(rules.layout))
     return StepLoader(
-        build_order(config, datasets),
+        build_order(config, _with_short_ones_repeated(config.data, datasets, rules)),
         BatchCollator(rules.layout),
         gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
         rank=ranks.rank,
@@ -185,7 +195,14 @@ def build_train_loader(
     )
 
 
-def build_order(config: Config, datasets: Sequence[HiggsDataset]) -> Order:
+def _with_short_ones_repeated(
+    config: DataConfig, datasets: Sequence[HiggsDataset], rules: SampleRules
+) -> list[SampleSource]:
+    frames = rules.codec.frames_in(config.short_s)
+    return [oversample_short(dataset, frames=frames, times=config.short_times) for dataset in datasets]
+
+
+def build_order(config: Config, datasets: Sequence[SampleSource]) -> Order:
     """Which samples are trained on when: one data set epoch by epoch, or several mixed."""
     limits = _micro_batch_limits(config.data)
     if not config.data.train:
@@ -198,7 +215,7 @@ def build_order(config: Config, datasets: Sequence[HiggsDataset]) -> Order:
     )
 
 
-def _mixed(source: TrainSource, dataset: HiggsDataset, *, epochs: int) -> MixedSource:
+def _mixed(source: TrainSource, dataset: SampleSource, *, epochs: int) -> MixedSource:
     """A source's part; without weights, sources share as they have to so that all end together."""
     if source.weight is not None:
         passes = None if source.epochs is None else source.epochs * epochs

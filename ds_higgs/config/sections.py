@@ -122,6 +122,8 @@ class DataConfig(Section):
     )
     max_audio_s: Seconds = Field(30.0, description="Longest audio clip, in seconds.")
     min_audio_s: SecondsOrZero = Field(0.2, description="Shortest audio clip, in seconds.")
+    short_times: Count = Field(1, description="How many times an epoch has each sample whose speech is short.")
+    short_s: Seconds = Field(3.0, description="Speech below this is short, in seconds.")
     reference_turn: Literal["as_is", "assistant"] = Field(
         "as_is", description="Move a user message's reference audio into an earlier assistant turn."
     )

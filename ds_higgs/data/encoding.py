@@ -12,12 +12,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ds_higgs.data.audio import decode
 from ds_higgs.data.cache import CodeCache, EncodedClip
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.codec.source import AudioCodec, CodecSource
 from ds_higgs.data.problems import BadSampleError
+from ds_higgs.errors import UserError
 from ds_higgs.files import NumberLocks
 
 UNIT_CLIPS = 64
@@ -133,6 +135,8 @@ class Encoder:
         elif usable:
             self._codec = self._codec or self._load_codec()
             codes = self._codec.encode([waveform for _, waveform in usable])
+            for (_, waveform), row in zip(usable, codes, strict=True):
+                _check_whole(row, waveform, self._codec.hop_length)
             shard = {clip.key: EncodedClip(row, clip.seconds) for (clip, _), row in zip(usable, codes, strict=True)}
             self._cache.add_shard(shard)
             self.num_encoded += len(shard)
@@ -183,3 +187,13 @@ def _help(
     cache.scan()
     encoder = Encoder(cache, manifest, lambda: codec.load(device), rate=codec.sampling_rate)
     encoder.encode_all(units, first=first, stop=lambda: os.getppid() != parent)
+
+
+def _check_whole(codes: torch.Tensor, waveform: np.ndarray, hop_length: int) -> None:
+    """Raises UserError for a codec that leaves a clip's end out: the model would learn to stop too early."""
+    needed = -(-len(waveform) // hop_length)
+    if codes.shape[1] < needed:
+        raise UserError(
+            f"the audio codec cuts clips at their end: {codes.shape[1]} code frames for {len(waveform)} samples, "
+            f"expected {needed}"
+        )

@@ -10,7 +10,7 @@ from deepspeed import DeepSpeedEngine
 
 from ds_higgs import setup
 from ds_higgs.checkpoint import find_checkpoint
-from ds_higgs.config import Config, OptimConfig
+from ds_higgs.config import Config, LossConfig, OptimConfig
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.job import distributed
@@ -48,6 +48,7 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
     deepspeed_config = build_deepspeed_config(config)
     check_trackers(deepspeed_config)
     warn_of_hasty_start(config.optim)
+    warn_of_missing_end(config.loss)
     setup.check_run_folder(config)
     setup.check_code_cache(config.data)
     settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
@@ -81,6 +82,12 @@ def choose_algorithms(*, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses matrix products without it
     torch.use_deterministic_algorithms(deterministic)
+
+
+def warn_of_missing_end(loss: LossConfig) -> None:
+    """Say so where the end of speech is not learned."""
+    if loss.eos_weight == 0:
+        logger.warning("loss.eos_weight is 0: the end of speech is not learned, and it will not stop")
 
 
 def warn_of_hasty_start(optim: OptimConfig) -> None:

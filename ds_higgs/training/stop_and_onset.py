@@ -36,10 +36,10 @@ class Landmarks:
     @classmethod
     def of(cls, rules: SampleRules) -> "Landmarks":
         """Of a base checkpoint with its tokenizer and codec."""
-        codec, layout = rules.codec, rules.layout
+        layout = rules.layout
         return cls(
             stream_eos=layout.stream_eos,
-            onset_frames=round(ONSET_SECONDS * codec.sampling_rate / codec.hop_length),
+            onset_frames=rules.codec.frames_in(ONSET_SECONDS),
             delay=int(layout.delay_pattern),
             audio_start=rules.tokenizer.convert_tokens_to_ids(AUDIO_START_TOKEN),
             ends=_known_ids(rules.tokenizer, END_TOKENS),

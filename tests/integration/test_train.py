@@ -201,14 +201,17 @@ def test_resuming_gives_the_same_losses_bit_for_bit(whole_run, arguments, tmp_pa
 
 @pytest.mark.slow
 def test_zero_stages_give_the_same_losses(arguments, tmp_path):
-    losses = {}
+    losses, measured = {}, {}
     for stage in (0, 1, 2, 3):
         run = f"stage{stage}"
         command = arguments(run, run__max_steps=5, zero__stage=stage, lora__dropout=0, optim__learning_rate=5e-4)
         train(launching.deepspeed(2, "--module", "ds_higgs", *command))
         losses[stage] = [line["loss"] for line in events(tmp_path / run, "step")]
+        [*_, last] = events(tmp_path / run, "eval")
+        measured[stage] = [last[key] for key in ("eos_probability", "onset_audio_loss", "end_tokens_loss")]
     for stage in (0, 1, 3):
         assert losses[stage] == pytest.approx(losses[2], rel=2e-3)
+        assert measured[stage] == pytest.approx(measured[2], rel=5e-3)
 
 
 def test_final_adapter_in_peft_is_the_trained_model(plain_run, tiny_base, codes):
@@ -228,6 +231,15 @@ def test_final_adapter_in_peft_is_the_trained_model(plain_run, tiny_base, codes)
     assert plain_validation_loss(model, tiny_base, codes) == pytest.approx(
         events(plain_run, "eval")[-1]["audio_loss"], rel=1e-5
     )
+
+
+def test_validation_tells_of_ends_and_onsets(plain_run):
+    last = events(plain_run, "eval")[-1]
+    assert last["num_ends"] == 8
+    assert 0 < last["eos_probability"] < 0.1  # four steps teach no end
+    assert last["audio_loss"] == pytest.approx(last["onset_audio_loss"], abs=0.3)
+    kinds = [last[f"{name}_loss"] for name in ("words", "audio_start", "end_tokens")]
+    assert min(kinds) < last["text_loss"] < max(kinds)
 
 
 def test_first_step_equals_plain_code_on_the_same_batch(plain_run, tiny_base):

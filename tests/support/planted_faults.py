@@ -55,6 +55,14 @@ def add_noise(samples: np.ndarray, rate: int) -> np.ndarray:
     return samples + 0.2 * float(np.sqrt(np.mean(samples**2))) * noise
 
 
+def cut_in_speech(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Up to the loudest 20 ms of the second half."""
+    frame = round(0.02 * rate)
+    starts = range(len(samples) // 2, len(samples) - frame, frame)
+    loudest = max(starts, key=lambda start: float(np.mean(samples[start : start + frame] ** 2)))
+    return samples[: loudest + frame]
+
+
 def add_vowel_marks(text: str) -> str:
     return "".join(letter + "\u064e" if letter.isalpha() else letter for letter in text)
 
@@ -92,6 +100,7 @@ PLANTS: dict[int, tuple[str, Plant]] = {
     16: ("no-reference", remove_reference),
     17: ("own-reference", refer_to_itself),
     18: ("silence", with_audio(lambda samples, rate: np.pad(samples, (2 * rate, 0)))),
+    22: ("cut", with_audio(cut_in_speech)),
 }
 # What is planted between samples: 20 and 23 with the recording of 19, 21 with a reference of the first speaker, 22 with
 # a target of the validation set as reference; of that set, 0 with a target of the training set.

@@ -130,6 +130,10 @@ class CodecSource:
         """Code frames of clips of these lengths, [num_clips] int64."""
         return np.ceil(np.round(seconds * self.sampling_rate, 3) / self.hop_length).astype(np.int64)
 
+    def frames_in(self, seconds: float) -> int:
+        """Code frames of so much audio."""
+        return int(self.count_frames(np.asarray([seconds]))[0])
+
     def load(self, device: torch.device | str = "cpu") -> AudioCodec:
         """Load the weights; threads take turns.
 

@@ -14,6 +14,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "pace": Kind(3, "Text and audio do not fit", "listen: text or audio is cut off, or belongs to another sample"),
+    "cut": Kind(3, "Cut off in speech", "take the recording to its end: the model learns to stop anywhere"),
     "request": Kind(3, "The request is not what is answered", "give both the same text"),
     "same-audio": Kind(3, "One recording, several texts", "keep the text that is said"),
     "leak": Kind(3, "Validation is heard in training", "hold it out: `ds-higgs manifest --split` keeps them apart"),
@@ -56,6 +57,8 @@ class Limits:
     # Of speech, dBFS. Broadcast is near -23, a voice note -15; below -45, 16 bits and a codec lose detail.
     quietest_dbfs: float = -45.0
     loudest_dbfs: float = -6.0
+    # Of the last 20 ms below the speech, dB: what has died away is 30 and more below, a street 15.
+    cut_db: float = 12.0
     # Against the set's median: 12 dB is a voice from another room.
     loudness_db: float = 12.0
     # Speech begins and ends within 0.5 s where it was cut by hand or by a voice detector.

@@ -19,7 +19,7 @@ class Sound:
     rate: of the file, Hz; digest: of its samples, the same for a copy in another lossless format.
     clipped_share: of the samples, in runs at the highest value.
     level_dbfs: of speech; noise_dbfs: of the quietest twentieth of the frames.
-    lead_seconds, tail_seconds: before and after speech.
+    lead_seconds, tail_seconds: before and after speech; end_dbfs: of the last frame.
     outline: OUTLINE_POINTS peaks, 0 to 100 of the clip's highest.
     """
 
@@ -31,6 +31,7 @@ class Sound:
     noise_dbfs: float
     lead_seconds: float
     tail_seconds: float
+    end_dbfs: float
     outline: tuple[int, ...]
 
     @property
@@ -55,6 +56,7 @@ def measure_sound(samples: np.ndarray, rate: int) -> Sound:
         noise_dbfs=float(np.percentile(levels, 5)),
         lead_seconds=float(heard[0] * FRAME_SECONDS),
         tail_seconds=float((len(levels) - 1 - heard[-1]) * FRAME_SECONDS),
+        end_dbfs=float(_frame_levels(mono[-round(FRAME_SECONDS * rate) :], rate)[-1]),
         outline=_outline(mono),
     )
 

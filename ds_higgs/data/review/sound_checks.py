@@ -63,6 +63,19 @@ def find_silence(samples: Sequence[ReviewedSample], sounds: Sounds) -> Iterator[
                     yield sample.warn("silence", f"{seconds:.1f} s of silence {where} the speech of the target")
 
 
+def find_cut_ends(samples: Sequence[ReviewedSample], sounds: Sounds) -> Iterator[DataWarning]:
+    for sample in samples:
+        for clip in sample.targets:
+            if is_cut(sound := sounds[clip.key]):
+                distance = sound.level_dbfs - sound.end_dbfs
+                yield sample.warn("cut", f"the target ends in speech: only {distance:.0f} dB below it")
+
+
+def is_cut(sound: Sound) -> bool:
+    """Whether the clip ends before its speech has died away."""
+    return sound.level_dbfs - sound.end_dbfs < LIMITS.cut_db
+
+
 def find_low_rates(samples: Sequence[ReviewedSample], sounds: Sounds) -> Iterator[DataWarning]:
     for sample, what, sound in _clips_of(samples, sounds):
         if sound.rate < LIMITS.lowest_rate:
@@ -78,4 +91,12 @@ def _clips_of(samples: Sequence[ReviewedSample], sounds: Sounds) -> Iterator[tup
                 yield sample, f"the {what}", sounds[clip.key]
 
 
-SOUND_CHECKS = (find_odd_paces, find_clipping, find_noise, find_odd_loudness, find_silence, find_low_rates)
+SOUND_CHECKS = (
+    find_odd_paces,
+    find_clipping,
+    find_noise,
+    find_odd_loudness,
+    find_silence,
+    find_cut_ends,
+    find_low_rates,
+)

@@ -67,6 +67,9 @@ def test_found_before_the_model_is_loaded(values, tmp_path, monkeypatch, key, va
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_model_is_loaded_where_nothing_is_wrong(values):
-    with pytest.raises(pytest.fail.Exception, match="the model was loaded"):
-        set_up(load_config(None, values), Ranks(0, 1, 0), StopRequests(lambda: False))
+def test_the_model_is_loaded_where_nothing_is_wrong(values, caplog):
+    for weight in (1, 0):
+        caplog.clear()
+        with pytest.raises(pytest.fail.Exception, match="the model was loaded"):
+            set_up(load_config(None, values | {"loss.eos_weight": weight}), Ranks(0, 1, 0), StopRequests(lambda: False))
+        assert ("the end of speech is not learned" in caplog.text) == (weight == 0)

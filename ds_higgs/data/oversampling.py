@@ -1,0 +1,51 @@
+"""Short utterances more than once in an epoch: they teach how to begin and where to end, long ones outweigh them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
+
+from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.order import Samples, SampleSource
+
+
+def oversample_short(dataset: HiggsDataset, *, frames: int, times: int) -> SampleSource:
+    """The data set, each sample with audio to learn of fewer than `frames` code frames `times` in an epoch."""
+    if times == 1:
+        return dataset
+    learned = np.asarray([dataset.count_targets(index)[1] for index in range(len(dataset))])
+    short = np.flatnonzero((learned > 0) & (learned < frames))
+    return Repeated(dataset, np.concatenate([np.arange(len(dataset)), np.tile(short, times - 1)]))
+
+
+class Repeated:
+    """A data set with some of its samples more than once.
+
+    samples: for each place the sample there, a number of `dataset`.
+    """
+
+    def __init__(self, dataset: SampleSource, samples: np.ndarray):
+        self.samples = samples
+        self.lengths = dataset.lengths[samples]
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def in_epoch(self, epoch: int, *, seed: int) -> Samples:
+        return _RepeatedSamples(self._dataset.in_epoch(epoch, seed=seed), self.samples)
+
+
+class _RepeatedSamples:
+    """The samples of one epoch; a sample is in the same form wherever it stands."""
+
+    def __init__(self, samples: Samples, places: Sequence[int] | np.ndarray):
+        self.filler_index = samples.filler_index  # the data set itself comes first
+        self._samples = samples
+        self._places = places
+
+    def __getitem__(self, index: int) -> ChatMLDatasetSample:
+        return self._samples[int(self._places[index])]
+
+    def sample_id(self, index: int) -> str:
+        return self._samples.sample_id(int(self._places[index]))
