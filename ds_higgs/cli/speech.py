@@ -70,6 +70,9 @@ def add_commands(add_command: AddCommand) -> None:
         "--sweep-scale", type=numbers, metavar="S,S,...", help="a column for each of these shares of the adapter"
     )
     evaluate.add_argument("--manifest", type=Path, help="samples to evaluate on (the run's validation manifest)")
+    evaluate.add_argument(
+        "--keep", type=Path, metavar="MANIFEST", help="what is to stay as it was (other voices, text): losses on it too"
+    )
     evaluate.add_argument("-o", "--out", type=Path, help="folder for WAVs and evaluation.json (RUN/evaluation)")
     evaluate.add_argument("--no-base", action="store_true", help="leave the base without adapter out")
     evaluate.add_argument("--batch-size", type=count, default=4, help="for the losses (4)")
@@ -190,6 +193,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from ds_higgs.commands.evaluate import Judges, build_columns, compare, describe_endings, format_table
     from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 
+    if arguments.keep is not None and arguments.no_base:
+        raise UserError("--keep compares with the base; expected it without --no-base")
     columns = build_columns(
         arguments.sources,
         base=arguments.base,
@@ -220,6 +225,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         count=8 if arguments.count is None else arguments.count,
         batch_size=arguments.batch_size,
         judges=judges,
+        keep=arguments.keep,
     )
     format_table(evaluations)
     print_answer("\n".join(["", *describe_endings(evaluations), f"{out}: WAV files and evaluation.json"]))

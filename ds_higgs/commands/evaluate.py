@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ds_higgs.adapters.record import LOSSES
 from ds_higgs.batch import Batch, FixedPrompt
 from ds_higgs.commands.generate import SpeechOptions, VoiceOptions, load_voice
 from ds_higgs.commands.voice import Voice
@@ -46,6 +47,10 @@ MEASURES: tuple[tuple[str, str, bool | None], ...] = (
     ("words_loss", "text loss, words", False),
     ("audio_start_loss", "text loss, <|audio_out_bos|>", False),
     ("end_tokens_loss", "text loss, end tokens", False),
+    ("kept_loss", "loss on what is to stay", False),
+    ("kept_text_loss", "text loss on it", False),
+    ("kept_audio_loss", "audio loss on it", False),
+    ("forgotten", "its loss over the base's", False),
     ("code_accuracy", "code accuracy", True),
     ("never_ending", "never ended, samples", False),
     ("early_ending", "ended early, samples", False),
@@ -88,12 +93,14 @@ def compare(
     count: int,
     batch_size: int,
     judges: Judges,
+    keep: Path | None = None,
 ) -> list[Evaluation]:
     """Evaluate every model of `columns` on `manifest`; WAVs, and all numbers as evaluation.json, go to `out`.
 
     Args:
         columns: by name.
         count: samples to speak; the losses are over the whole manifest.
+        keep: a manifest of what is to stay as it was (other voices, text alone), for losses against the base.
 
     Raises:
         UserError: for what is missing or does not fit.
@@ -105,8 +112,11 @@ def compare(
         values = compute_losses(voice, dataset, loss, batch_size=batch_size)
         values["num_samples"] = len(dataset)
         samples = listen(voice, dataset, out, name=name, speech=speech, count=count, judges=judges)
+        if keep is not None:
+            values |= compute_kept_losses(voice, keep, loss, batch_size=batch_size)
         evaluations.append(Evaluation(name, values | summarise_samples(samples), samples))
     _warn_of_other_samples(evaluations)
+    _compare_kept_losses(evaluations)
     out.mkdir(parents=True, exist_ok=True)
     record = {"manifest": str(manifest), "columns": [vars(evaluation) for evaluation in evaluations]}
     write_json(out / EVALUATION_FILE, json_values(record))
@@ -118,6 +128,22 @@ def _warn_of_other_samples(evaluations: Sequence[Evaluation]) -> None:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         logger.warning("the columns are not of the same samples, because their runs leave others out: %s", listed)
+
+
+def compute_kept_losses(voice: Voice, manifest: Path, loss: LossConfig, *, batch_size: int) -> dict[str, float]:
+    """The losses on what is to stay as it was, each where the manifest has something for it."""
+    dataset = voice.read_manifest(manifest, needs_audio=False)
+    values = compute_losses(voice, dataset, loss, batch_size=batch_size)
+    has_audio = "onset_audio_loss" in values
+    return {f"kept_{name}": values[name] for name in LOSSES if has_audio or name != "audio_loss"}
+
+
+def _compare_kept_losses(evaluations: Sequence[Evaluation]) -> None:
+    """Put into every column how much more it loses than the base on what is to stay."""
+    kept = {one.name: one.values["kept_loss"] for one in evaluations if "kept_loss" in one.values}
+    for one in evaluations:
+        if one.name in kept and BASE in kept:
+            one.values["forgotten"] = kept[one.name] - kept[BASE]
 
 
 @torch.no_grad()
@@ -134,7 +160,7 @@ def compute_losses(voice: Voice, dataset: HiggsDataset, loss: LossConfig, *, bat
         landmarks=Landmarks.of(voice.rules),
     )
     found = summarise_scores(totals, build_loss_weights(loss, num_codebooks=num_codebooks))
-    losses = {name: getattr(found.losses, name) for name in ("loss", "text_loss", "audio_loss")}
+    losses = {name: getattr(found.losses, name) for name in LOSSES}
     return losses | known_averages(found.values())
 
 

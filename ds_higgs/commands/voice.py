@@ -92,12 +92,17 @@ class Voice:
             raise UserError(f"{file}: {error}") from error
         return self.codec.encode([waveform])[0]
 
-    def read_manifest(self, manifest: Path) -> HiggsDataset:
-        """The samples of a manifest, their audio encoded where the code cache lacks it."""
+    def read_manifest(self, manifest: Path, *, needs_audio: bool = True) -> HiggsDataset:
+        """The samples of a manifest, their audio encoded where the code cache lacks it.
+
+        Args:
+            needs_audio: whether a manifest of text alone is refused.
+        """
         return build_dataset(
             manifest,
             rules=self.rules,
             cache_dir=self.cache_dir,
             on_bad_sample=self.on_bad_sample,
             device=str(self.model.device),
+            needs_audio=needs_audio,
         )

@@ -51,6 +51,7 @@ def build_dataset(
     device: str = "cpu",
     ranks: RankChannel = RankChannel(),
     progress: Progress | None = None,
+    needs_audio: bool = True,
 ) -> HiggsDataset:
     """Check all samples and encode what the cache lacks; every rank returns the same data set.
 
@@ -58,12 +59,13 @@ def build_dataset(
         on_bad_sample: `skip` leaves bad samples out; they are the data set's `rejected`.
         device: where the codec runs, if it is needed.
         progress: called with the number of clips done and of those that the cache lacked.
+        needs_audio: whether a manifest of text alone is refused.
 
     Raises:
         UserError: with every problem of the manifest (`error`), or no sample is left (`skip`); on every rank.
     """
     preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=ranks)
-    preparation.run(on_bad_sample=on_bad_sample, devices=[device], progress=progress)
+    preparation.run(on_bad_sample=on_bad_sample, devices=[device], progress=progress, needs_audio=needs_audio)
     return preparation.dataset()
 
 
@@ -102,18 +104,21 @@ class Preparation:
         devices: Sequence[str],
         num_processes: int = 1,
         progress: Progress | None = None,
+        needs_audio: bool = True,
     ) -> None:
         """Analyse and encode. A manifest that will be refused is not encoded, but all its audio is checked.
 
         Raises:
-            UserError: with every problem of the manifest, where `on_bad_sample` is "error"; or it is of text alone.
+            UserError: with every problem of the manifest, where `on_bad_sample` is "error"; or it is of text alone,
+                and `needs_audio`.
         """
         self.analyse()
         refused = on_bad_sample == "error" and bool(self.problems)
         self.encode(devices=[] if refused else devices, num_processes=num_processes, progress=progress)
         if self.problems and on_bad_sample == "error":
             raise_problems(self.manifest, self.problems)
-        self.check_audio_to_learn()
+        if needs_audio:
+            self.check_audio_to_learn()
 
     def analyse(self) -> None:
         """Check and tokenize all samples, as far as audio headers go."""

@@ -75,8 +75,13 @@ def test_a_manifest_is_spoken(run: Path, example_dir: Path, tmp_path: Path):
         assert (out / "reference" / Path(row["file"]).name).is_file()
 
 
-def test_checkpoints_are_compared_with_their_base(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_checkpoints_are_compared_with_their_base(
+    run: Path, tmp_path: Path, example_dir: Path, capsys: pytest.CaptureFixture
+):
+    questions = [[{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": answer}] for answer in "45"]
+    (tmp_path / "text.json").write_text(json.dumps([{"messages": messages} for messages in questions]))
     options = ["--count", "1", "--max-seconds", "0.5", "--cache-dir", str(tmp_path / "codes")]
+    options += ["--keep", str(tmp_path / "text.json")]
     run_command(["evaluate", str(run), "--sweep-scale", "0,1", *options])
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading.split() == ["base", "voice@0", "voice"]
@@ -85,6 +90,14 @@ def test_checkpoints_are_compared_with_their_base(run: Path, tmp_path: Path, cap
     assert nothing == base
     assert base["audio_loss"] == pytest.approx(6.96, abs=0.02)
     assert base["audio_loss"] != adapted["audio_loss"]
+    assert (base["forgotten"], nothing["forgotten"]) == (0, 0)
+    assert adapted["forgotten"] == adapted["kept_loss"] - base["kept_loss"] != 0
+    assert base["kept_text_loss"] != base["text_loss"]
+    assert "kept_audio_loss" not in base  # there is none
+    assert base["never_ending"] + base["early_ending"] <= base["num_spoken"] == 1
+    assert any(line.startswith("base: of 1 samples spoken, ") for line in lines) == bool(
+        base["never_ending"] + base["early_ending"] + base["repeating"]
+    )
     assert any(f"{base['audio_loss']:.4f}" in line and f"{adapted['audio_loss']:.4f}" in line for line in lines)
     files = {column["name"]: column["samples"][0]["file"] for column in record["columns"]}
     assert files == {"base": "base/000.wav", "voice@0": "voice@0/000.wav", "voice": "voice/000.wav"}
@@ -156,6 +169,7 @@ def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_p
         (["generate", "--adapter", "RUN", "--manifest", "m", "-o", "x", "--reference", "r"], "go with --text"),
         (["generate", "--adapter", "nowhere", "--text", "a", "-o", "x.wav"], "nowhere: not the folder of a run"),
         (["evaluate"], "nothing to evaluate"),
+        (["evaluate", "RUN", "--no-base", "--keep", "m.json"], "--keep compares with the base"),
         (["generate", "--base", "BASE", "--text", "a", "-o", "x.wav", "--lora-scale", "0"], "--lora-scale: no adapter"),
         (["evaluate", "--base", "BASE", "-o", "x"], "nothing to evaluate on"),
         (["export", "RUN", "-o", "RUN"], "expected a new or empty folder"),
