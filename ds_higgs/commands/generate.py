@@ -16,6 +16,7 @@ from ds_higgs.data.prompts import Prompt, build_voice_prompt, choose_prompts, co
 from ds_higgs.errors import UserError
 from ds_higgs.job.logs import phase
 from ds_higgs.model.generation import GeneratedCodes, Sampling, generate_codes, max_frames_for
+from ds_higgs.model.guidance import Guidance
 from ds_higgs.model.loading import DTYPES, resolve_base
 from ds_higgs.speech.samples import Synthesizer, save_wav, speak_all
 
@@ -50,11 +51,15 @@ class VoiceOptions:
 
 @dataclass(frozen=True)
 class SpeechOptions:
-    """How it speaks."""
+    """How it speaks.
+
+    cfg_scale: how far from what a prompt without reference would say; 1 is the prompt alone.
+    """
 
     sampling: Sampling
     seed: int = 0
     max_seconds: float = 30.0
+    cfg_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,10 @@ def speak_text(text: str, out: Path, *, voice: Voice, reference: Reference, spee
         UserError: for a reference that cannot be used, and where nothing was said before the end.
     """
     prompt = build_prompt(text, voice=voice, reference=reference)
+    guidance = None
+    if speech.cfg_scale != 1:
+        without = build_prompt(text, voice=voice, reference=Reference())
+        guidance = Guidance(collate_prompt(without, voice.collator), speech.cfg_scale)
     with phase("speaking"):
         spoken = generate_codes(
             voice.model,
@@ -133,6 +142,7 @@ def speak_text(text: str, out: Path, *, voice: Voice, reference: Reference, spee
             ),
             sampling=speech.sampling,
             seed=speech.seed,
+            guidance=guidance,
         )
     if spoken.codes.shape[1] == 0:
         raise UserError(f"the model ended its speech at once (seed {speech.seed}); nothing was written")

@@ -11,6 +11,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from boson_multimodal.model.higgs_audio.utils import revert_delay_pattern
 
 from ds_higgs.batch import ModelInputs
+from ds_higgs.model.guidance import Guidance, guided
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ class GeneratedCodes:
 
 
 def generate_codes(
-    model: HiggsAudioModel, prompt: ModelInputs, *, max_frames: int, sampling: Sampling, seed: int
+    model: HiggsAudioModel,
+    prompt: ModelInputs,
+    *,
+    max_frames: int,
+    sampling: Sampling,
+    seed: int,
+    guidance: Guidance | None = None,
 ) -> GeneratedCodes:
     """Speak after `prompt`, one sample that ends with <|audio_out_bos|>, for at most `max_frames` frames.
 
@@ -54,7 +61,7 @@ def generate_codes(
     inputs = prompt.to(model.device)
     # generate makes the segment locations itself, one sample being all there is
     kwargs = {name: tensor for name, tensor in inputs.items() if name != "audio_out_ids_start_group_loc"}
-    with evaluation_mode(model), torch.random.fork_rng(devices=_cuda_devices(model)):
+    with evaluation_mode(model), torch.random.fork_rng(devices=_cuda_devices(model)), guided(model, guidance):
         tokens, segments = model.generate(
             **kwargs,
             max_new_tokens=_stream_length(config, max_frames),

@@ -58,6 +58,7 @@ def test_adapter_step_and_reference_matter(generate, run: Path):
     greedy = ("--max-seconds", "1", "--temperature", "0")
     assert generate(*greedy) != generate(*greedy, "--step", "5")
     assert generate(*greedy) != generate(*greedy, "--reference-turn", "assistant")
+    assert generate(*greedy) != generate(*greedy, "--cfg-scale", "3")
 
 
 def test_a_manifest_is_spoken(run: Path, example_dir: Path, tmp_path: Path):
@@ -164,6 +165,7 @@ def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_p
         (["generate", "--text", "a", "-o", "x.wav"], "no model"),
         (["generate", "--adapter", "RUN", "--text", " ", "-o", "x.wav"], "the text to speak is empty"),
         (["generate", "--adapter", "RUN", "--text", "a", "-o", "x.wav", "--reference", "no.wav"], "no.wav"),
+        (["generate", "--adapter", "RUN", "--text", "a", "-o", "x.wav", "--cfg-scale", "2"], "with --text and --refer"),
         (["generate", "--adapter", "RUN", "--text", "a", "-o", "x.mp3"], "expected a name that ends with .wav"),
         (["generate", "--adapter", "RUN", "--text", "a", "-o", "/proc/x.wav"], "--out: /proc cannot be written"),
         (["generate", "--adapter", "RUN", "--manifest", "m", "-o", "x", "--reference", "r"], "go with --text"),
