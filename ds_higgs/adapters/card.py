@@ -10,9 +10,15 @@ import yaml
 
 from ds_higgs import __version__
 from ds_higgs.adapters.record import AdapterRecord
+from ds_higgs.model.trained import TrainMode
 
 # The licence of the released base checkpoint, which what is trained from it inherits.
 BASE_LICENCE = "other"
+_MERGED_KINDS: dict[TrainMode, str] = {
+    "lora": "The base model with a LoRA adapter merged into its weights",
+    "audio_path": "A model with a fine-tuned audio path",
+    "full": "A fine-tuned model",
+}
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&])")
 
 
@@ -26,6 +32,7 @@ def write_card(
     merged: bool,
     facts: list[str],
     config: str,
+    mode: TrainMode = "lora",
 ) -> str:
     """The card's text.
 
@@ -33,6 +40,7 @@ def write_card(
         facts: lines of "What it was trained on"; empty: not known.
         usage: Python code.
         config: the run's YAML; empty: not known.
+        mode: how it was trained; but for lora, it is `merged`.
     """
     header = {
         "base_model": base,
@@ -42,7 +50,7 @@ def write_card(
         "pipeline_tag": "text-to-speech",
         "tags": ["higgs-audio", "text-to-speech", "voice-cloning"] + ([] if merged else ["lora"]),
     }
-    kind = "The base model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter"
+    kind = _MERGED_KINDS[mode] if merged else "A LoRA adapter"
     origin = code_span(base) + (f" at revision {code_span(revision)}" if revision else "")
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ds_higgs.files import read_json, write_json
 from ds_higgs.model import native_format
-from ds_higgs.model.loading import HiggsAudioModel
+from ds_higgs.model.loading import HiggsAudioConfig, HiggsAudioModel
 
 # As boson's serve engine samples: repetition-aware, and no top-k.
 SAMPLING_DEFAULTS = {
@@ -30,14 +31,23 @@ def save_native_model(model: HiggsAudioModel, folder: Path, *, eos_token_id: int
     Raises:
         UserError: if the native implementation cannot do what the model's config asks for.
     """
-    config = native_format.to_native_config(model.config, eos_token_id=eos_token_id)
-    config["dtype"] = str(model.dtype).removeprefix("torch.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config)
-    token_ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(folder / "generation_config.json", token_ids | SAMPLING_DEFAULTS)
+    write_native_configs(model.config, folder, dtype=model.dtype, eos_token_id=eos_token_id)
     weights = {native_format.to_native_name(name): weight for name, weight in model.state_dict().items()}
     save_torch_state_dict(weights, folder)
+
+
+def write_native_configs(config: HiggsAudioConfig, folder: Path, *, dtype: torch.dtype, eos_token_id: int) -> None:
+    """Write config.json and generation_config.json of a model with the original `config`, stored in `dtype`.
+
+    Raises:
+        UserError: if the native implementation cannot do what `config` asks for.
+    """
+    native = native_format.to_native_config(config, eos_token_id=eos_token_id)
+    native["dtype"] = str(dtype).removeprefix("torch.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", native)
+    token_ids = {key: native[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_json(folder / "generation_config.json", token_ids | SAMPLING_DEFAULTS)
 
 
 def save_native_adapter(adapter: Path, folder: Path, *, base: str) -> None:

@@ -13,6 +13,7 @@ from ds_higgs.adapters.from_checkpoint import read_adapter_weights
 from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from ds_higgs.adapters.record import LOSSES, AdapterRecord
 from ds_higgs.adapters.trained_prompt import TrainedPrompt
+from ds_higgs.adapters.whole import INFO_FILE, WholeInfo, WholeWeights
 from ds_higgs.checkpoint.marker import MARKER_NAME
 from ds_higgs.checkpoint.saving import STATE_NAME
 from ds_higgs.errors import UserError
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT adapter on disk, the base it was made for, and what made it, where that is known.
+    """What a run has trained, on disk, the base it was made for, and what made it, where that is known.
 
+    folder: of a PEFT adapter; of whole weights what they are read from.
     source: what the user named.
+    whole: weights that were trained themselves; None for a PEFT adapter.
     """
 
     folder: Path
@@ -43,6 +46,7 @@ class Adapter:
     revision: str | None
     record: AdapterRecord | None
     source: Path
+    whole: WholeWeights | None = None
 
     def run_config(self) -> "Config | None":
         """The configuration that the adapter was trained with.
@@ -70,22 +74,30 @@ def open_adapter(source: Path, *, step: int | None = None, base: str | None = No
     Raises:
         UserError: for what is missing or damaged.
     """
-    if (source / ADAPTER_CONFIG).is_file():
-        yield _describe_adapter(source, _record_of(source), source, base)
-    elif (source / MARKER_NAME).is_file() or source.parent.name == "checkpoints":
+    is_saved = any((source / name).is_file() for name in (ADAPTER_CONFIG, INFO_FILE))
+    if not is_saved and ((source / MARKER_NAME).is_file() or source.parent.name == "checkpoints"):
         with tempfile.TemporaryDirectory() as folder:
-            record = _write_checkpoint_adapter(source, Path(folder))
-            yield _describe_adapter(Path(folder), record, source, base)
-    else:
-        found = RunFolder.open(source).find_adapter(step)
-        yield _describe_adapter(found, _record_of(found), source, base)
+            yield _open_checkpoint(source, Path(folder), base)
+        return
+    found = source if is_saved else RunFolder.open(source).find_adapter(step)
+    describe = _describe_whole if (found / INFO_FILE).is_file() else _describe_adapter
+    yield describe(found, _record_of(found), source, base)
 
 
-def _write_checkpoint_adapter(checkpoint: Path, out: Path) -> AdapterRecord:
-    """Write the adapter in a DeepSpeed checkpoint to the folder `out`, as PEFT does; what made it."""
-    save_file(read_adapter_weights(checkpoint), out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+def _open_checkpoint(checkpoint: Path, folder: Path, base: str | None) -> Adapter:
+    """What is in a checkpoint: weights stay where they are, an adapter is written to `folder` as PEFT does."""
     record = _record_of_checkpoint(checkpoint)
     run = record.typed_config(where=f"the configuration of {checkpoint}")
+    if run.train.mode != "lora":
+        named = _find_base(run.model.base, run.model.revision, base)
+        whole = WholeWeights.in_checkpoint(checkpoint, mode=run.train.mode)
+        return Adapter(checkpoint, *named, record=record, source=checkpoint, whole=whole)
+    _write_checkpoint_adapter(checkpoint, run, folder)
+    return _describe_adapter(folder, record, checkpoint, base)
+
+
+def _write_checkpoint_adapter(checkpoint: Path, run: "Config", out: Path) -> None:
+    save_file(read_adapter_weights(checkpoint), out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     base = run.model.base, run.model.revision
     model = apply_lora(build_meta_model(read_model_config(resolve_base(*base))), **run.lora.model_dump())
     config = model.peft_config[model.active_adapter]
@@ -93,7 +105,6 @@ def _write_checkpoint_adapter(checkpoint: Path, out: Path) -> AdapterRecord:
     config.inference_mode = True
     config.auto_mapping = {"base_model_class": HiggsAudioModel.__name__, "parent_library": HiggsAudioModel.__module__}
     config.save_pretrained(str(out))
-    return record
 
 
 def _record_of_checkpoint(checkpoint: Path) -> AdapterRecord:
@@ -144,10 +155,21 @@ def _run_above(folder: Path) -> RunFolder | None:
 def _describe_adapter(folder: Path, record: AdapterRecord | None, source: Path, base: str | None) -> Adapter:
     config = read_adapter_config(folder)
     named, revision = config.get("base_model_name_or_path") or "", config.get("revision")
-    if base is not None and base != named:
-        named, revision = base, None
-    if not named:
+    if not named and base is None:
         raise UserError(f"{folder / ADAPTER_CONFIG}: does not name its base checkpoint; name it with --base")
+    return Adapter(folder, *_find_base(named, revision, base), record=record, source=source)
+
+
+def _describe_whole(folder: Path, record: AdapterRecord | None, source: Path, base: str | None) -> Adapter:
+    info = WholeInfo.read(folder)
+    named = _find_base(info.base, info.revision, base)
+    return Adapter(folder, *named, record=record, source=source, whole=WholeWeights.in_folder(folder))
+
+
+def _find_base(named: str, revision: str | None, wanted: str | None) -> tuple[str, str | None]:
+    """The base that is named, or where the user says that it is now; and its revision."""
+    if wanted is not None and wanted != named:
+        named, revision = wanted, None
     if is_released(named):
         revision = revision or ORIGINAL_REVISION
-    return Adapter(folder, base=named, revision=revision, record=record, source=source)
+    return named, revision

@@ -24,13 +24,16 @@ from ds_higgs.errors import UserError
 _HYPERPARAMETERS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 
 
-def load_checkpoint(engine, path: Path, *, fixed: Mapping[str, object] | None = None) -> tuple[dict, dict | None]:
+def load_checkpoint(
+    engine, path: Path, *, fixed: Mapping[str, object] | None = None, fixed_before: Mapping[str, object] | None = None
+) -> tuple[dict, dict | None]:
     """Bring `engine` to where `save_checkpoint` left it. Called by every rank.
 
     Learning rate, betas, weight decay and clipping stay as the engine was configured.
 
     Args:
         fixed: what may not differ from the checkpoint's, by config key; not compared when None.
+        fixed_before: what a checkpoint that does not name such a key means by that.
 
     Returns:
         `state` as it was saved, and this rank's `rank_state`, or None where the number of ranks changed.
@@ -42,7 +45,7 @@ def load_checkpoint(engine, path: Path, *, fixed: Mapping[str, object] | None = 
     if problems := verify_checkpoint(path):
         raise UserError.from_problems(f"the checkpoint {path} cannot be used:", problems, advice=OTHER_CHECKPOINT)
     marker = read_marker(path)
-    _check_fits(engine, marker, path, fixed)
+    _check_fits(engine, marker, path, fixed, fixed_before or {})
     same_ranks = marker.world_size == collective.world_size()
     view = reads_through(engine, PtReader()) if same_ranks else resharded_reads(engine, path, marker.world_size)
     with _configured_values_kept(engine), view:
@@ -73,11 +76,13 @@ class _StrictLoad:
             )
 
 
-def _check_fits(engine, marker: Marker, path: Path, fixed: Mapping[str, object] | None) -> None:
+def _check_fits(
+    engine, marker: Marker, path: Path, fixed: Mapping[str, object] | None, fixed_before: Mapping[str, object]
+) -> None:
     saved = {"zero.stage": marker.zero_stage, "zero.precision": marker.precision}
     now: dict = {"zero.stage": engine.zero_optimization_stage(), "zero.precision": engine_precision(engine)}
     if fixed is not None:
-        saved |= marker.fixed
+        saved |= {**fixed_before, **marker.fixed}
         now |= json.loads(json.dumps(fixed))  # tuples become lists, as they did in the marker
     differences = [
         f"{key}: {saved.get(key)!r} in the checkpoint, {now.get(key)!r} now"

@@ -17,8 +17,11 @@ from ds_higgs.errors import UserError
 _ALLOWED_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
 
 
-def read_pt(path: Path) -> dict[str, Any]:
+def read_pt(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a file that DeepSpeed wrote, its tensors to the CPU.
+
+    Args:
+        mapped: leave the tensors in the file until they are used, and give their memory back with the last of them.
 
     Raises:
         UserError: naming the file and what it asks for, where that is anything but tensors, plain values and the few
@@ -26,7 +29,7 @@ def read_pt(path: Path) -> dict[str, Any]:
     """
     with safe_globals(_ALLOWED_CLASSES):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise UserError(f"{path}: refused: {_describe(path, error)}") from error
 

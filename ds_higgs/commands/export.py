@@ -16,6 +16,8 @@ from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adap
 from ds_higgs.adapters.native import save_native_adapter, save_native_model
 from ds_higgs.adapters.opening import Adapter, open_adapter
 from ds_higgs.adapters.scaling import scale_adapter
+from ds_higgs.adapters.whole import WholeWeights
+from ds_higgs.adapters.whole_model import write_whole_model
 from ds_higgs.errors import UserError
 from ds_higgs.files import replaced_whole, write_json
 from ds_higgs.model.loading import (
@@ -63,7 +65,12 @@ def export(
         open_adapter(source, step=step, base=base) as opened,
         _scaled(opened, lora_scale) as adapter,
     ):
-        if merge:
+        if adapter.whole is not None:
+            if not merge:
+                mode = adapter.whole.mode
+                raise UserError(f"{source}: train.mode {mode} trained the base's own weights, no adapter: add --merge")
+            _export_whole(adapter, adapter.whole, unfinished, dtype=DTYPES[precision], layout=layout, scale=lora_scale)
+        elif merge:
             _export_merged(adapter, unfinished, dtype=DTYPES[precision], layout=layout)
         else:
             _export_adapter(adapter, unfinished, layout=layout)
@@ -76,7 +83,7 @@ def export(
 @contextmanager
 def _scaled(adapter: Adapter, scale: float) -> Iterator[Adapter]:
     """The adapter, or a copy of it that adds `scale` times as much to the base."""
-    if scale == 1:
+    if scale == 1 or adapter.whole is not None:  # whole weights are scaled as they are written
         yield adapter
         return
     with tempfile.TemporaryDirectory() as name:
@@ -110,6 +117,16 @@ def _export_merged(adapter: Adapter, out: Path, *, dtype: torch.dtype, layout: F
     _copy_companions(base, out)
 
 
+def _export_whole(
+    adapter: Adapter, whole: WholeWeights, out: Path, *, dtype: torch.dtype, layout: Format, scale: float
+) -> None:
+    base = resolve_base(adapter.base, adapter.revision)
+    end_of_turn = load_tokenizer(base).convert_tokens_to_ids("<|eot_id|>") if layout == "transformers" else None
+    where = str(adapter.source)
+    write_whole_model(base, whole, out, dtype=dtype, eos_token_id=end_of_turn, scale=scale, where=where)
+    _copy_companions(base, out)
+
+
 def _copy_companions(base: Path, out: Path) -> None:
     for pattern in _COMPANIONS:
         for path in base.glob(pattern):
@@ -133,4 +150,5 @@ def _build_card(adapter: Adapter, *, title: str, merged: bool, layout: Format, l
         merged=merged,
         facts=facts,
         config=config,
+        mode="lora" if adapter.whole is None else adapter.whole.mode,
     )

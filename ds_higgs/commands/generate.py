@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_higgs import setup
-from ds_higgs.adapters.opening import open_adapter
+from ds_higgs.adapters.opening import Adapter, open_adapter
 from ds_higgs.adapters.trained_prompt import TrainedPrompt
 from ds_higgs.commands.voice import Voice
 from ds_higgs.config import Config, DataConfig, LossConfig
@@ -89,12 +89,12 @@ def load_voice(options: VoiceOptions) -> tuple[Voice, LossConfig]:
         return _load(options, folder, None, None, TrainedPrompt.read(folder))
     with open_adapter(source, step=options.step, base=options.base) as opened:
         folder = resolve_base(opened.base, options.revision or opened.revision)
-        adapter = opened.folder if options.adapter else None
+        adapter = opened if options.adapter else None
         return _load(options, folder, adapter, opened.run_config(), opened.prompt())
 
 
 def _load(
-    options: VoiceOptions, folder: Path, adapter: Path | None, run: Config | None, trained: TrainedPrompt | None
+    options: VoiceOptions, folder: Path, adapter: Adapter | None, run: Config | None, trained: TrainedPrompt | None
 ) -> tuple[Voice, LossConfig]:
     data = _read_data_as(options, run, trained)
     if trained is not None:

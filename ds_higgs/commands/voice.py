@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ds_higgs.adapters.merging import load_adapter
-from ds_higgs.adapters.scaling import scale_adapter
+from ds_higgs.adapters.applying import put_on
+from ds_higgs.adapters.opening import Adapter
 from ds_higgs.data.audio import Segment, decode
 from ds_higgs.data.build import OnBadSample, build_dataset
 from ds_higgs.data.codec.source import AudioCodec
@@ -17,7 +17,6 @@ from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
 from ds_higgs.job.logs import phase
 from ds_higgs.model.loading import HiggsAudioModel, load_model
-from ds_higgs.model.lora import unwrap
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Voice:
     def load(
         cls,
         base: Path,
-        adapter: Path | None,
+        adapter: Adapter | None,
         *,
         rules: SampleRules,
         on_bad_sample: OnBadSample,
@@ -53,7 +52,7 @@ class Voice:
             rules: for manifests that will be read; they name the codec too.
             cache_dir: of codes.
             device, dtype: None: the GPU in bf16 where there is one, else the CPU in fp32.
-            lora_scale: how much of the adapter; see `scale_adapter`.
+            lora_scale: how much of the adapter; see `put_on`.
 
         Raises:
             UserError: for what is missing or does not fit.
@@ -65,9 +64,7 @@ class Voice:
         with phase("loading the model"):
             model = load_model(base, dtype=dtype)
             if adapter is not None:
-                adapted = load_adapter(model, adapter)
-                scale_adapter(adapted, lora_scale)
-                model = unwrap(adapted)
+                model = put_on(model, adapter, scale=lora_scale)
             model = model.eval().to(device)
         with phase("loading the audio codec"):
             codec = rules.codec.load(device)

@@ -34,7 +34,9 @@ SHORT_FLAGS = {
     "save_steps": "checkpoint.save_steps",
 }
 # A resumed run must agree with its checkpoint in these sections' keys; everything else may change.
-FIXED_KEYS = ("model.base", "model.revision", "lora", "zero.stage", "zero.precision")
+FIXED_KEYS = ("model.base", "model.revision", "train.mode", "train.only", "lora", "zero.stage", "zero.precision")
+# What a checkpoint means that was written before a key could be set.
+FIXED_BEFORE = {"train.mode": "lora", "train.only": None}
 MAX_SHOWN = 120  # characters of a wrong value in a message
 
 

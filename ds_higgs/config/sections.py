@@ -1,7 +1,6 @@
 """The configuration: frozen, validated, the one source of every default."""
 
 import math
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ds_higgs.config.section import Section
 from ds_higgs.config.sources import TrainSource, ValSource, check_train_sources, check_val_sources, is_endless
+from ds_higgs.config.train import LoraConfig, TrainConfig
 from ds_higgs.config.types import (
     Count,
     CountOrZero,
@@ -24,8 +24,6 @@ from ds_higgs.config.types import (
 )
 from ds_higgs.config.zero import ZeroConfig
 
-LoraTarget = Literal["attention", "text_ffn", "audio_ffn"]
-SavedModule = Literal["audio_head", "audio_embeddings", "text_head"]
 BestMeasure = Literal[
     "loss",
     "text_loss",
@@ -60,35 +58,6 @@ class ModelConfig(Section):
     )
     allow_fork: bool = Field(False, description="Accept a boson_multimodal whose forward computes losses itself.")
     quantization: Literal["nf4"] | None = Field(None, description="Hold the frozen base in 4 bits (bitsandbytes).")
-
-
-class LoraConfig(Section):
-    """Which weights learn."""
-
-    rank: Count = Field(16, description="Rank of every LoRA pair.")
-    alpha: Count = Field(32, description="LoRA scale: alpha / rank (alpha / sqrt(rank) with rslora).")
-    dropout: Probability = Field(0.05, description="Dropout before LoRA's first matrix.")
-    targets: tuple[LoraTarget, ...] | Text = Field(
-        ("attention", "text_ffn", "audio_ffn"),
-        description="Paths that get LoRA, or a regular expression over module names.",
-    )
-    modules_to_save: tuple[SavedModule, ...] = Field(
-        (), description="Modules trained whole and saved with the adapter."
-    )
-    rslora: bool = Field(False, description="Rank-stabilised scaling.")
-    dora: bool = Field(False, description="Weight-decomposed LoRA.")
-
-    @field_validator("targets")
-    @classmethod
-    def _name_something(cls, targets: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        if not targets:
-            raise ValueError("is empty: expected any of attention, text_ffn, audio_ffn, or a regular expression")
-        if isinstance(targets, str):
-            try:
-                re.compile(targets)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ValueError(f"is not a regular expression: {error}") from None
-        return targets
 
 
 class DataConfig(Section):
@@ -241,7 +210,7 @@ class CheckpointConfig(Section):
     save_steps: Count = Field(1000, description="Save every this many optimizer steps, and at the end.")
     keep_latest: Count = Field(3, description="Checkpoints kept.")
     keep_adapters: Count | None = Field(
-        None, description="Adapters of steps kept, the newest; all if unset. final and best always stay."
+        None, description="Adapters of steps kept, the newest; if unset all, or, of whole weights, keep_latest."
     )
     resume: PathText = Field("auto", description="auto: the run's newest complete checkpoint; never; or a path.")
     on_save_error: Literal["stop", "warn"] = Field("stop", description="At a save that fails: stop, or go on.")
@@ -286,6 +255,7 @@ class Config(Section):
 
     run: RunConfig
     model: ModelConfig
+    train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type]
     loss: LossConfig = LossConfig()
@@ -303,6 +273,29 @@ class Config(Section):
         if data.train and is_endless(data.train) and run is not None and run.max_steps is None:
             raise ValueError("no source of data.train has epochs, so the run has no end: expected run.max_steps")
         return data
+
+    @property
+    def kept_adapters(self) -> int | None:
+        """checkpoint.keep_adapters, or what it is where it is unset; None: all."""
+        unset = None if self.train.mode == "lora" else self.checkpoint.keep_latest
+        return self.checkpoint.keep_adapters or unset
+
+    @field_validator("train")
+    @classmethod
+    def _base_can_be_trained(cls, train: TrainConfig, info: ValidationInfo) -> TrainConfig:
+        model = info.data.get("model")
+        if train.mode != "lora" and model is not None and model.quantization is not None:
+            raise ValueError(f"mode {train.mode} trains the base's own weights: leave out model.quantization")
+        return train
+
+    @field_validator("lora")
+    @classmethod
+    def _lora_is_trained(cls, lora: LoraConfig, info: ValidationInfo) -> LoraConfig:
+        train = info.data.get("train")
+        changed = [key for key, value in lora if value != getattr(LoraConfig(), key)]
+        if train is not None and train.mode != "lora" and changed:
+            raise ValueError(f"train.mode {train.mode} has no LoRA: leave out {', '.join(changed)}")
+        return lora
 
     @field_validator("zero")
     @classmethod

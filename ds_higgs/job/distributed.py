@@ -126,10 +126,14 @@ def gather_bytes(content: bytes) -> list[bytes]:
     return [b"".join(block[rank] for block in blocks) for rank in range(len(lengths))]
 
 
+def is_main_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def on_main_rank(action: Callable[[], None]) -> None:
     """Run `action` on rank 0 while the others wait, and raise on every rank what it raises there."""
     error: list[BaseException | None] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if is_main_rank():
         try:
             action()
         except Exception as raised:

@@ -1,14 +1,11 @@
 """Finds a base checkpoint (a folder or a hub repository) and loads its config, tokenizer and model."""
 
-import json
 import logging
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -18,12 +15,12 @@ from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY, download, is_re
 from ds_higgs.model import native_format
 from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
+from ds_higgs.model.weight_files import Shapes, StoredWeights, weight_file_names
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by the configuration's names of precisions
 
 logger = logging.getLogger("ds_higgs")
 
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 BASE_FILES = ("*.json", "*.safetensors", "*.txt", "codec/*", "LICENSE*", "NOTICE*")
 
 
@@ -41,8 +38,8 @@ def resolve_base(base: str, revision: str | None) -> Path:
     _check_has_higgs_config(folder)
     if (folder / "generation_config.json").exists():
         read_json(folder / "generation_config.json")  # transformers goes on without one that is damaged
-    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
-        raise UserError(f"{folder}: no weights: expected {' or '.join(_WEIGHT_FILES)}")
+    if not any((folder / name).is_file() for name in weight_file_names()):
+        raise UserError(f"{folder}: no weights: expected {' or '.join(weight_file_names())}")
     return folder
 
 
@@ -155,11 +152,8 @@ def load_model(
 
 def _load_native(base: Path, *, dtype: torch.dtype, attention: str) -> HiggsAudioModel:
     """Build the model around the weights of a native checkpoint, under their original names."""
-    weights = {
-        native_format.to_original_name(name): weight.to(dtype)
-        for file in _list_weight_files(base)
-        for name, weight in load_file(file).items()
-    }
+    stored = open_base_weights(base)
+    weights = {name: stored.read(name).to(dtype, copy=True) for name in stored.files}
     config = read_model_config(base)
     if is_deepspeed_zero3_enabled():
         return HiggsAudioModel.from_pretrained(
@@ -201,7 +195,7 @@ def check_weights_fit(base: Path) -> None:
     """
     meta_model = build_meta_model(read_model_config(base))
     expected = {name: tuple(weight.shape) for name, weight in meta_model.state_dict().items()}
-    found = _read_stored_shapes(base)
+    found = StoredWeights.open(base).shapes
     problems: list[str] = []
     if native_format.is_native(base):
         found, problems = _rename_shapes(found)
@@ -217,7 +211,15 @@ def check_weights_fit(base: Path) -> None:
         raise UserError.from_problems(f"{base}: the weights do not fit config.json:", problems[:20] + more)
 
 
-def _rename_shapes(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+def open_base_weights(base: Path) -> StoredWeights:
+    """The weights of `base`, which fit its config.json, under their original names and with nothing read yet."""
+    stored = StoredWeights.open(base)
+    if native_format.is_native(base):
+        return stored.renamed({name: native_format.to_original_name(name) for name in stored.files})
+    return stored
+
+
+def _rename_shapes(shapes: Shapes) -> tuple[Shapes, list[str]]:
     """The shapes of a native checkpoint under the original names, and a line for every unknown name."""
     renamed, problems = {}, []
     for name, shape in shapes.items():
@@ -226,28 +228,6 @@ def _rename_shapes(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, tuple[
         except KeyError:
             problems.append(f"not in the model: {name}")
     return renamed, problems
-
-
-def _read_stored_shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in _list_weight_files(base):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: the weights cannot be read: {error}") from error
-    return shapes
-
-
-def _list_weight_files(base: Path) -> list[Path]:
-    single, index = (base / name for name in _WEIGHT_FILES)
-    if single.is_file():
-        return [single]
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return sorted({base / file for file in weight_map.values()})
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of weight files: {error!r}") from error
 
 
 def _check_has_higgs_config(folder: Path) -> None:

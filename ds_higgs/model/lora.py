@@ -30,6 +30,7 @@ _PATHS: Mapping[str, re.Pattern[str]] = {
     "audio_head": re.compile(r"audio_decoder_proj\.audio_lm_head\."),
     "audio_embeddings": re.compile(r"audio_codebook_embeddings\."),
     "text_head": re.compile(r"audio_decoder_proj\.text_lm_head\."),
+    "text_embeddings": re.compile(r"(?:^|\.)embed_tokens\."),
 }
 _ADDED_BY_PEFT = re.compile(r"\.(?:lora_\w+|modules_to_save)\.")
 
@@ -80,7 +81,7 @@ def count_parameters(model: PeftModel | HiggsAudioModel) -> dict[str, int]:
 
     Returns:
         `base` (without what LoRA adds), `total`, `trainable`, and the trainable ones in each of `attention`,
-        `text_ffn`, `audio_ffn`, `audio_head`, `audio_embeddings`, `text_head` and `other`.
+        `text_ffn`, `audio_ffn`, `audio_head`, `audio_embeddings`, `text_head`, `text_embeddings` and `other`.
     """
     counts = dict.fromkeys(("base", "total", "trainable", *_PATHS, "other"), 0)
     for name, parameter in model.named_parameters():

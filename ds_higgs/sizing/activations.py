@@ -1,13 +1,14 @@
 """What a forward and backward pass holds in memory, at each moment that can be its fullest.
 
 What is kept for the backward pass is what `packed_rows`, `grouped_lora`, `layer_kernels` and torch's autograd keep: the
-base weights are frozen, so their matrix products keep nothing, while LoRA keeps its (dropped-out) inputs. Layers give
+base weights are frozen, so their matrix products keep nothing, while LoRA keeps its (dropped-out) inputs; weights that
+are trained themselves keep theirs. Layers give
 back what they kept as the backward pass goes down, so the fullest moment is at the heads, in the last layer, or in the
 first one, when all gradients are there.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ds_higgs.losses import TEXT_CHUNK_ROWS
 from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
@@ -44,10 +45,11 @@ def fullest_moment(model: ModelShape, batch: BatchShape, policy: Policy, *, trai
 def _moments(model: ModelShape, batch: BatchShape, policy: Policy, trainable: int) -> Iterator[Moment]:
     step = _Step(model, batch, policy)
     gradients = trainable * policy.element_bytes
-    yield from step.head_moments()
+    of_heads = policy.trained_heads * policy.element_bytes  # the first gradients, which stay
+    yield from (replace(moment, gradients=of_heads) for moment in step.head_moments())
     below = step.kept_by_layers(model.num_layers - 1)
     for work in step.layer_work():
-        yield Moment(below + step.layer() + step.rope(), work)
+        yield Moment(below + step.layer() + step.rope(), work, of_heads)
         yield Moment(step.layer() + step.rope(), work, gradients)
     yield Moment(0, 0, gradients)
 
@@ -73,7 +75,7 @@ class _Step:
         """What one decoder layer keeps."""
         copies = 7 * self.policy.lora_rank * self.model.hidden * self.policy.element_bytes  # A matrices side by side
         grouped = copies if self.policy.grouped_lora else 0
-        return self.attention() + self.feed_forward(self.batch.positions) + grouped
+        return self.attention() + self.feed_forwards() + grouped
 
     def attention(self) -> int:
         """The norm's input, query, key, value and output in the grid with a number a row, and LoRA's inputs."""
@@ -83,34 +85,43 @@ class _Step:
         return (
             self.norm(positions)
             + grid
-            + self.lora(positions, model.hidden, projections=3)
+            + self.inputs(positions, model.hidden, projections=3, path="attention")
             + self.attention_output(positions)
         )
 
     def attention_output(self, rows: int) -> int:
-        return self.lora(rows, self.model.query_width, projections=1)
+        return self.inputs(rows, self.model.query_width, projections=1, path="attention")
 
-    def feed_forward(self, rows: int) -> int:
+    def feed_forwards(self) -> int:
+        return self.feed_forward(self.num_text, "text_ffn") + self.feed_forward(self.batch.frames, "audio_ffn")
+
+    @property
+    def num_text(self) -> int:
+        return self.batch.positions - self.batch.frames
+
+    def feed_forward(self, rows: int, path: str) -> int:
         """The norm's input, gate and up (and the activated gate, in the model's own way), and LoRA's inputs."""
         widths = 3 if self.policy.kernels == "plain" else 2
         return (
             self.norm(rows)
             + self.rows(rows, widths * self.model.intermediate)
-            + self.lora(rows, self.model.hidden, projections=2)
-            + self.down(rows)
+            + self.inputs(rows, self.model.hidden, projections=2, path=path)
+            + self.down(rows, path)
         )
 
-    def down(self, rows: int) -> int:
-        return self.lora(rows, self.model.intermediate, projections=1)
+    def down(self, rows: int, path: str) -> int:
+        return self.inputs(rows, self.model.intermediate, projections=1, path=path)
 
     def norm(self, rows: int) -> int:
         """The input, of which the model's own norm keeps an fp32 copy, and a number a row."""
         element = FP32 if self.policy.kernels == "plain" else self.policy.element_bytes
         return rows * (self.model.hidden * element + FP32)
 
-    def lora(self, rows: int, width: int, *, projections: int) -> int:
-        """The input of LoRA pairs, with dropout a copy and a mask, of each pair or of their group; and A's outputs."""
+    def inputs(self, rows: int, width: int, *, projections: int, path: str) -> int:
+        """The input of trained weights; of LoRA A's outputs too, and, with dropout, a copy and a mask of each group."""
         policy = self.policy
+        if path not in policy.trained_paths:
+            return 0
         outputs = self.rows(rows, projections * policy.lora_rank)
         if policy.lora_dropout == 0:
             return self.rows(rows, width) + outputs
@@ -143,19 +154,19 @@ class _Step:
 
     def layer_work(self) -> Iterator[int]:
         """What a layer's backward pass needs beyond what it kept, less what it has given back by then."""
-        frames, text = self.batch.frames, self.batch.positions - self.batch.frames
+        frames, text = self.batch.frames, self.num_text
         residual = self.rows(self.batch.positions, self.model.hidden)
-        yield from (residual + work for work in self.feed_forward_work(frames))
-        given_back = self.feed_forward(frames) - self.rows(frames, self.model.hidden)
-        yield from (residual + work - given_back for work in self.feed_forward_work(text))
-        given_back = self.feed_forward(self.batch.positions) + self.attention_output(self.batch.positions)
+        yield from (residual + work for work in self.feed_forward_work(frames, "audio_ffn"))
+        given_back = self.feed_forward(frames, "audio_ffn") - self.rows(frames, self.model.hidden)
+        yield from (residual + work - given_back for work in self.feed_forward_work(text, "text_ffn"))
+        given_back = self.feed_forwards() + self.attention_output(self.batch.positions)
         yield residual + self.attention_work() - given_back
 
-    def feed_forward_work(self, rows: int) -> Iterator[int]:
+    def feed_forward_work(self, rows: int, path: str) -> Iterator[int]:
         """The down projection's two gradients; then SwiGLU's, when the down projection's input is no more."""
         width = self.model.intermediate
         yield self.rows(rows, 2 * width)
-        yield self.rows(rows, SWIGLU_BACKWARD[self.policy.kernels] * width) - self.down(rows)
+        yield self.rows(rows, SWIGLU_BACKWARD[self.policy.kernels] * width) - self.down(rows, path)
 
     def attention_work(self) -> int:
         """Gradients of the attention's output, query, key and value, and the flash kernel's own workspace."""

@@ -65,7 +65,9 @@ class Policy:
     fp32_reduction: bool = True
     gradient_accumulation_steps: int = 1
     checkpoint_every: int | None = None
-    lora_rank: int = 16
+    trained_paths: frozenset[str] = frozenset(("attention", "text_ffn", "audio_ffn"))
+    trained_heads: int = 0  # weights of the text and audio heads among the trained ones
+    lora_rank: int = 16  # 0: the paths' own weights are trained
     lora_dropout: float = 0.05
     kernels: str = "torch"  # or "plain", "liger"
     grouped_lora: bool = True

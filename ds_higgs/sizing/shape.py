@@ -1,11 +1,13 @@
-"""Sizes and parameter counts of a base model with LoRA, from its config alone: nothing is loaded."""
+"""Sizes and parameter counts of a base model in training, from its config alone: nothing is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from ds_higgs.model.loading import HiggsAudioConfig, build_meta_model
-from ds_higgs.model.lora import apply_lora, count_parameters
+from ds_higgs.model.lora import count_parameters
+from ds_higgs.model.trained import TrainMode, make_trainable
 from ds_higgs.sizing.inputs import ModelShape
 
 
@@ -25,17 +27,17 @@ def model_shape(config: HiggsAudioConfig) -> ModelShape:
     )
 
 
-def count_lora_parameters(
-    config: HiggsAudioConfig, *, rank: int, targets: Sequence[str] | str, modules_to_save: Sequence[str], dora: bool
+def count_trained_parameters(
+    config: HiggsAudioConfig, *, mode: TrainMode, only: str | None, lora: Mapping[str, Any]
 ) -> dict[str, int]:
     """`lora.count_parameters` of a model on the meta device, and `quantizable`: what 4-bit quantization would pack.
 
+    Args:
+        mode, only, lora: see `trained.make_trainable`.
+
     Raises:
-        UserError: for targets that are not in this model.
+        UserError: for LoRA targets, or weights to train, that are not in this model.
     """
     model = build_meta_model(config)
     quantizable = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, nn.Linear))
-    peft_model = apply_lora(
-        model, rank=rank, alpha=rank, dropout=0.0, targets=targets, modules_to_save=modules_to_save, dora=dora
-    )
-    return {**count_parameters(peft_model), "quantizable": quantizable}
+    return {**count_parameters(make_trainable(model, mode=mode, only=only, lora=lora)), "quantizable": quantizable}

@@ -1,4 +1,4 @@
-"""Base checkpoint, LoRA and memory settings to a DeepSpeed engine."""
+"""Base checkpoint, what is trained of it, and memory settings to a DeepSpeed engine."""
 
 import random
 from functools import partial
@@ -18,9 +18,10 @@ from ds_higgs.config import Config
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.extensions import loading_extensions
 from ds_higgs.job.logs import logger, phase, without_prints
-from ds_higgs.model.loading import DTYPES, load_model
-from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
+from ds_higgs.model.loading import DTYPES, HiggsAudioModel, load_model
+from ds_higgs.model.lora import count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
+from ds_higgs.model.trained import make_trainable
 from ds_higgs.training.memory_plan import MemorySettings
 from ds_higgs.training.metrics import tolerate_tracker_errors
 from ds_higgs.training.reduction import look_for_overflow_at_once
@@ -28,8 +29,11 @@ from ds_higgs.training.schedule import learning_rate_factor
 from ds_higgs.training.step_module import StepModule
 
 
-def build_lora_model(config: Config, base: Path, settings: MemorySettings) -> PeftModel:
-    """The base model with LoRA and the memory patches on it, on the CPU; the same weights on every rank."""
+def build_trained_model(config: Config, base: Path, settings: MemorySettings) -> PeftModel | HiggsAudioModel:
+    """The base model, of which the weights that require gradients are trained, with the memory patches on it.
+
+    It is on the CPU, and has the same weights on every rank.
+    """
     seed_everything(config.run.seed)
     with phase("loading the base checkpoint"):
         model = load_model(
@@ -39,32 +43,27 @@ def build_lora_model(config: Config, base: Path, settings: MemorySettings) -> Pe
             allow_fork=config.model.allow_fork,
             quantization=config.model.quantization,
         )
-    lora = config.lora
-    peft_model = apply_lora(
-        model,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        targets=lora.targets,
-        modules_to_save=lora.modules_to_save,
-        rslora=lora.rslora,
-        dora=lora.dora,
-    )
+    trained = make_trainable(model, mode=config.train.mode, only=config.train.only, lora=dict(config.lora))
     apply_patches(
-        unwrap(peft_model),
+        unwrap(trained),
         packed_rows=settings.packed_rows,
         kernels=settings.kernels,
         compiled=settings.compiled,
         grouped_lora=settings.grouped_lora,
         activation_checkpointing=settings.activation_checkpointing,
     )
-    return peft_model
+    return trained
 
 
 def build_engine(
-    config: Config, model: PeftModel, *, deepspeed_config: dict[str, Any], total_steps: int, ranks: Ranks
+    config: Config,
+    model: PeftModel | HiggsAudioModel,
+    *,
+    deepspeed_config: dict[str, Any],
+    total_steps: int,
+    ranks: Ranks,
 ) -> DeepSpeedEngine:
-    """DeepSpeed around the LoRA model: its module is a StepModule, its optimizer sees the trainable weights alone.
+    """DeepSpeed around the model: its module is a StepModule, its optimizer sees the trainable weights alone.
 
     Every call of its `step` is an update: `train_step` accumulates micro-batches itself and reduces them once.
     """
@@ -118,7 +117,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def log_parameters(model: PeftModel) -> None:
+def log_parameters(model: PeftModel | HiggsAudioModel) -> None:
     """Tell how many parameters there are, and which of them are trained."""
     counts = count_parameters(model)
     parts = {name: count for name, count in counts.items() if count and name not in ("base", "total", "trainable")}

@@ -1,6 +1,7 @@
 """What the configuration asks of memory, made into the estimator's inputs; every `auto` decided."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ds_higgs.config import Config
@@ -12,7 +13,7 @@ from ds_higgs.model.loading import DTYPES, read_config_only
 from ds_higgs.model.quantization import check_quantization
 from ds_higgs.sizing.estimator import Estimator, describe_checkpointing
 from ds_higgs.sizing.inputs import BatchShape, Policy
-from ds_higgs.sizing.shape import count_lora_parameters, model_shape
+from ds_higgs.sizing.shape import count_trained_parameters, model_shape
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,27 @@ def build_estimator(config: Config, *, world_size: int, cuda: bool = True) -> Es
         UserError: for a base that has no config, and LoRA targets that are not in it.
     """
     model_config = read_config_only(config.model.base, config.model.revision)
-    lora = config.lora
-    counts = count_lora_parameters(
-        model_config, rank=lora.rank, targets=lora.targets, modules_to_save=lora.modules_to_save, dora=lora.dora
-    )
-    return Estimator(model_shape(model_config), counts, build_policy(config, world_size=world_size, cuda=cuda))
+    train = config.train
+    counts = count_trained_parameters(model_config, mode=train.mode, only=train.only, lora=dict(config.lora))
+    return Estimator(model_shape(model_config), counts, build_policy(config, counts, world_size=world_size, cuda=cuda))
 
 
 def with_config(estimator: Estimator, config: Config) -> Estimator:
-    """For another configuration of the same base and LoRA settings."""
-    policy = build_policy(config, world_size=estimator.policy.world_size, cuda=estimator.policy.cuda)
+    """For another configuration of the same base, of which the same is trained."""
+    machine = estimator.policy
+    policy = build_policy(config, estimator.counts, world_size=machine.world_size, cuda=machine.cuda)
     return dataclasses.replace(estimator, policy=policy)
 
 
-def build_policy(config: Config, *, world_size: int, cuda: bool) -> Policy:
-    """What `config` says that memory depends on; checkpointing "auto" is left to the caller."""
+def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, cuda: bool) -> Policy:
+    """What `config` says that memory depends on; checkpointing "auto" is left to the caller.
+
+    Args:
+        counts: trained parameters by path.
+    """
     zero, memory = config.zero, config.memory
     quantized = config.model.quantization == "nf4"
-    return Policy(
+    policy = Policy(
         element_bytes=DTYPES[zero.precision].itemsize,
         zero_stage=zero.stage,
         world_size=world_size,
@@ -98,6 +102,7 @@ def build_policy(config: Config, *, world_size: int, cuda: bool) -> Policy:
         reduce_bucket_elements=zero.reduce_bucket_size,
         fp32_reduction=zero.fp32_reduction,
         gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
+        trained_heads=counts["audio_head"] + counts["text_head"],
         lora_rank=config.lora.rank,
         lora_dropout=config.lora.dropout,
         kernels="torch" if memory.kernels == "auto" else memory.kernels,  # Liger's keep as much
@@ -106,6 +111,10 @@ def build_policy(config: Config, *, world_size: int, cuda: bool) -> Policy:
         quantized=quantized,
         cuda=cuda,
     )
+    if config.train.mode == "lora":
+        return policy
+    whole = frozenset(path for path in policy.trained_paths if counts[path])
+    return replace(policy, trained_paths=whole, lora_rank=0, lora_dropout=0.0, grouped_lora=False)
 
 
 def configured_checkpointing(config: Config) -> int | None:

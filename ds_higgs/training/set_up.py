@@ -24,7 +24,7 @@ from ds_higgs.model.signature import check_model_class
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.engine import (
     build_engine,
-    build_lora_model,
+    build_trained_model,
     log_parameters,
 )
 from ds_higgs.training.memory_plan import MemorySettings, choose_memory_settings, decide_checkpointing
@@ -35,6 +35,7 @@ from ds_higgs.training.validation_sets import ValidationSet
 from ds_higgs.training.zero import build_deepspeed_config
 
 HIGH_LEARNING_RATE = 2e-4
+HIGH_RATE_OF_WHOLE_WEIGHTS = 1e-4
 
 
 def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer:
@@ -49,6 +50,7 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
     check_trackers(deepspeed_config)
     warn_of_hasty_start(config.optim)
     warn_of_missing_end(config.loss)
+    warn_of_high_rate(config)
     setup.check_run_folder(config)
     setup.check_code_cache(config.data)
     settings = choose_memory_settings(config, device_type=distributed.training_device(ranks).type)
@@ -97,6 +99,17 @@ def warn_of_hasty_start(optim: OptimConfig) -> None:
             "optim.learning_rate is %g and there is no warm-up: it often ends in noise or one voice for all; "
             "5e-5 to 1e-4 with optim.warmup_steps of 3 %% of the run is a safer start",
             optim.learning_rate,
+        )
+
+
+def warn_of_high_rate(config: Config) -> None:
+    """Say so where the base's own weights are to learn at a rate that is meant for LoRA."""
+    if config.train.mode != "lora" and config.optim.learning_rate >= HIGH_RATE_OF_WHOLE_WEIGHTS:
+        logger.warning(
+            "optim.learning_rate is %g, which is a rate for LoRA: with train.mode %s it makes the base forget; "
+            "5e-6 to 2e-5 is usual",
+            config.optim.learning_rate,
+            config.train.mode,
         )
 
 
@@ -150,7 +163,7 @@ def _build_engine(
     ranks: Ranks,
 ) -> DeepSpeedEngine:
     settings = decide_checkpointing(config, settings, longest=material.longest, ranks=ranks)
-    model = build_lora_model(config, base, settings)
+    model = build_trained_model(config, base, settings)
     log_parameters(model)
     return build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=material.total_steps, ranks=ranks)
 

@@ -54,15 +54,15 @@ class StepModule(nn.Module):
         end_weight: `loss.eos_weight`.
     """
 
-    def __init__(self, peft_model: PeftModel, *, supervised_heads: bool = True, end_weight: float = 1.0):
+    def __init__(self, model: PeftModel | HiggsAudioModel, *, supervised_heads: bool = True, end_weight: float = 1.0):
         super().__init__()
-        self.peft_model = peft_model
+        self.peft_model = model  # with LoRA or without: the names of weights in checkpoints begin with this
         self.supervised_heads = supervised_heads
         self.end_weight = end_weight
 
     @property
     def higgs(self) -> HiggsAudioModel:
-        """The HiggsAudioModel inside, with its LoRA layers in place."""
+        """The HiggsAudioModel inside, with its LoRA layers, where it has any, in place."""
         return unwrap(self.peft_model)
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Any
 from deepspeed import DeepSpeedEngine
 
 from ds_higgs.adapters.record import AdapterRecord
-from ds_higgs.adapters.saving import save_adapter
+from ds_higgs.adapters.saving import save_trained
 from ds_higgs.batch import Batch
 from ds_higgs.checkpoint import (
     capture_random_state,
@@ -18,7 +18,7 @@ from ds_higgs.checkpoint import (
     save_checkpoint,
 )
 from ds_higgs.config import Config
-from ds_higgs.config.file import fixed_values, resolved
+from ds_higgs.config.file import FIXED_BEFORE, fixed_values, resolved
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import write_json
 from ds_higgs.job import distributed
@@ -122,7 +122,7 @@ class Trainer:
         outcome = self._outcome()
         self.metrics.write("end", step=self.position.step, reason=outcome.value)
         if outcome is not Outcome.STOPPED:
-            logger.info("%s: the adapter is in %s", outcome.value, self.folder.adapters / FINAL)
+            logger.info("%s: what was trained is in %s", outcome.value, self.folder.adapters / FINAL)
         return outcome
 
     def train_one_step(self, epoch: int, micro_batches: list[Batch], timer: StepTimer) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Trainer:
             for name in [step_name(step)] + ([FINAL] if self.finished else []):
                 self._save_adapter(name)
             folder = self._save_checkpoint()
-            distributed.on_main_rank(lambda: self.folder.prune_adapters(keep=self.config.checkpoint.keep_adapters))
+            distributed.on_main_rank(lambda: self.folder.prune_adapters(keep=self.config.kept_adapters))
         except OSError as error:
             if not may_fail:
                 raise
@@ -211,7 +211,9 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of this run, or of another one."""
-        state, random_state = load_checkpoint(self.engine, path, fixed=fixed_values(self.config))
+        state, random_state = load_checkpoint(
+            self.engine, path, fixed=fixed_values(self.config), fixed_before=FIXED_BEFORE
+        )
         self.position = Position.from_state(state["position"])
         self.best.load_state_dict(state["best"])
         self.train_loader.load_state_dict(state["loader"])
@@ -248,9 +250,10 @@ class Trainer:
         )
 
     def _save_adapter(self, name: str) -> None:
-        save_adapter(
+        save_trained(
             self.engine,
             self.folder.adapters / name,
+            mode=self.config.train.mode,
             base=self._resolved["model"]["base"],
             revision=self.config.model.revision,
             record=AdapterRecord.of(vars(self.position), self._resolved, where="the run"),

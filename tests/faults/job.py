@@ -204,7 +204,7 @@ def eval_numbers(run_dir: Path) -> list[tuple[int, float]]:
 
 
 def adapter_hash(run_dir: Path) -> str:
-    weights = run_dir / "adapters" / "final" / "adapter_model.safetensors"
+    [weights] = (run_dir / "adapters" / "final").glob("*.safetensors")
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 

@@ -290,7 +290,9 @@ def resume_is_exact(folder: Path, base: Path, **overrides: dict) -> None:
 ACCUMULATION = {1: 6, 2: 3, 3: 2}
 
 
-def change_the_number_of_ranks(folder: Path, base: Path, ranks: int, other_ranks: int, *, stage: int = 2) -> float:
+def change_the_number_of_ranks(
+    folder: Path, base: Path, ranks: int, other_ranks: int, *, stage: int = 2, **overrides: dict
+) -> float:
     """Half an epoch on some ranks and half on others: every sample once, and the losses of one that did not change.
 
     Returns:
@@ -302,6 +304,7 @@ def change_the_number_of_ranks(folder: Path, base: Path, ranks: int, other_ranks
         "zero": {"stage": stage, "precision": "fp32"},
         "data": {"batch_size": 1},
         "checkpoint": {"save_steps": 100},
+        **overrides,
     }
     steps = [_accumulating(ranks), _accumulating(other_ranks)]
     reference = write_config(folder / "unchanged", base, **settings)

@@ -19,16 +19,19 @@ from tests.support.parity import ROUNDING, STEPS, build_model, micro_batches, pa
 
 PROGRAM = Path(__file__).parent / "workers" / "parity.py"
 SCENARIOS = ("all audio", "rank 1 without audio")
+# Else DeepSpeed leaves what is as small as a test's weights whole.
+ALL_SPLIT = {"extra": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to split and train a scenario; `repeated`: every micro-batch of a rank is the same one."""
+    """One way to split and train a scenario; `repeated`: every micro-batch of a rank is the same one; train: LoRA's."""
 
     scenario: str
     accumulation: int
     zero: dict
     lora: dict = field(default_factory=dict)
+    train: dict = field(default_factory=dict)
     repeated: bool = False
 
     @property
@@ -61,15 +64,45 @@ def settings(ranks: int, *, every: bool = False) -> list[Setting]:
 
 def settings_of_long_texts(accumulations: tuple[int, ...]) -> list[Setting]:
     """Ranks with other numbers of text chunks where every weight is split; the head frozen, trained, and with LoRA."""
-    zero = {"stage": 3, "extra": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}
+    zero = {"stage": 3, **ALL_SPLIT}
     loras = [{}, {"modules_to_save": ["text_head"]}, {"targets": r"layers\.0\.mlp\.up_proj|.*text_lm_head"}]
     return [Setting("long texts", accumulation, zero, lora=lora) for accumulation in accumulations for lora in loras]
 
 
-def settings_in_bf16() -> list[Setting]:
-    """Every stage in the default precision."""
+BF16_STAGE_3 = {"stage": 3, "precision": "bf16"}
+AUDIO_PATH, FULL = {"mode": "audio_path"}, {"mode": "full"}
+# Nothing of it is in a batch without audio, so such a rank has no gradient at all.
+AUDIO_FFN = {"mode": "full", "only": r"layers\.\d+\.audio_mlp\..*"}
+
+
+def settings_of_modes() -> list[Setting]:
+    """Each way of training at the stages that differ most, without audio on rank 1 up to stage 2."""
     return [
-        Setting("all audio", accumulation, {"stage": stage, "precision": "bf16"})
+        Setting("rank 1 without audio", 2, {"stage": 2}, train=FULL),
+        Setting("rank 1 without audio", 1, {"stage": 0}, train=AUDIO_FFN),
+        Setting("long texts", 1, {"stage": 3, **ALL_SPLIT}, train=FULL),
+    ]
+
+
+def every_setting_of_modes() -> list[Setting]:
+    """Modes, stages, offload, accumulation and scenarios: every combination that can be trained."""
+    found = []
+    modes, scenarios = (AUDIO_PATH, FULL, AUDIO_FFN), (*SCENARIOS, "long texts")
+    for mode, stage, offload, accumulation, scenario in product(modes, (0, 1, 2, 3), (False, True), (1, 2), scenarios):
+        if (offload and stage == 0) or (stage == 3 and scenario == "rank 1 without audio"):
+            continue
+        split = ALL_SPLIT if stage == 3 else {}
+        found.append(
+            Setting(scenario, accumulation, {"stage": stage, "offload_optimizer": offload, **split}, train=mode)
+        )
+    return found
+
+
+def settings_in_bf16(*modes: dict) -> list[Setting]:
+    """Every stage in the default precision, for each of `modes`."""
+    return [
+        Setting("all audio", accumulation, {"stage": stage, "precision": "bf16"}, train=mode)
+        for mode in modes
         for stage in (0, 1, 2, 3)
         for accumulation in (1, 4)
     ]
@@ -99,8 +132,8 @@ def plain(small_base):
     """One process, the whole batch, torch's own AdamW on fp32 weights, which bf16 ones follow."""
 
     @cache
-    def train(scenario: str, bf16: bool, lora: str) -> dict:
-        config = parity_config(small_base, lora=json.loads(lora), precision="bf16" if bf16 else "fp32")
+    def train(scenario: str, bf16: bool, trained: str) -> dict:
+        config = parity_config(small_base, **json.loads(trained), precision="bf16" if bf16 else "fp32")
         module = StepModule(build_model(config))
         masters = {name: weight.float() for name, weight in trainable(module.peft_model).items()}
         optim = config.optim
@@ -116,7 +149,9 @@ def plain(small_base):
         after = add_gradients(module, batches, masters)
         return {"grad_norms": norms, "losses": losses, "loss_after": after, "weights": masters}
 
-    return lambda setting: train(setting.scenario, setting.bf16, json.dumps(setting.lora))
+    return lambda setting: train(
+        setting.scenario, setting.bf16, json.dumps({"train": setting.train, "lora": setting.lora})
+    )
 
 
 def add_gradients(module: StepModule, batches: list[Batch], masters: dict[str, torch.Tensor]) -> float:
@@ -158,9 +193,10 @@ def settings_of_four(ranks: int) -> list[Setting]:
     ("ranks", "chosen"),
     [
         pytest.param(1, settings_of_four(1), id="1"),
-        pytest.param(2, settings(2) + settings_of_long_texts((2,)), id="2"),
+        pytest.param(2, settings(2) + settings_of_long_texts((2,)) + settings_of_modes(), id="2"),
         pytest.param(4, settings_of_four(4), id="4"),
         pytest.param(2, settings(2, every=True) + settings_of_long_texts((1, 2)), id="2-every", marks=pytest.mark.slow),
+        pytest.param(2, every_setting_of_modes(), id="2-modes", marks=pytest.mark.slow),
     ],
 )
 def test_every_split_gives_the_gradient_of_the_whole_batch(ranks, chosen, small_base, plain, tmp_path):
@@ -176,16 +212,23 @@ def test_every_split_gives_the_gradient_of_the_whole_batch(ranks, chosen, small_
         assert found["fresh"], setting.name
 
 
-def test_bf16_updates_are_those_of_plain_torch(small_base, plain, tmp_path):
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param([*settings_in_bf16({}), Setting("all audio", 4, BF16_STAGE_3, train=FULL)], id="LoRA"),
+        pytest.param(settings_in_bf16(AUDIO_PATH, FULL), id="modes", marks=pytest.mark.slow),
+    ],
+)
+def test_bf16_updates_are_those_of_plain_torch(chosen, small_base, plain, tmp_path):
     """To bf16's rounding, over all stages; and to the bit for a micro-batch that comes eight times instead of once.
 
     The eight gradients sum to eight times one, which is exact in fp32, and not where they are summed in bf16.
     """
     once = Setting("all audio", 1, {"stage": 2, "precision": "bf16"})
     eight_times = replace(once, accumulation=8, repeated=True)
-    results = train(2, [*settings_in_bf16(), eight_times], small_base, tmp_path)
-    initial = trainable(build_model(parity_config(small_base, precision="bf16")))
-    for setting in settings_in_bf16():
+    results = train(2, [*chosen, once, eight_times], small_base, tmp_path)
+    for setting in chosen:
+        initial = trainable(build_model(parity_config(small_base, train=setting.train, precision="bf16")))
         found, expected = results[setting.name], plain(setting)
         assert found["fresh"], setting.name
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4), setting.name

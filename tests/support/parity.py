@@ -10,7 +10,7 @@ from torch import nn
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
 from ds_higgs.config import Config
 from ds_higgs.model.loading import load_tokenizer, read_model_config
-from ds_higgs.training.engine import build_lora_model
+from ds_higgs.training.engine import build_trained_model
 from ds_higgs.training.memory_plan import choose_memory_settings
 from tests.support.batches import Sample, make_batch
 
@@ -46,14 +46,17 @@ STEPS = 2
 ROUNDING = 4e-6
 
 
-def parity_config(base: Path, *, lora: dict[str, Any] | None = None, stage: int = 2, **zero: Any) -> Config:
+def parity_config(
+    base: Path, *, train: dict[str, Any] | None = None, lora: dict[str, Any] | None = None, stage: int = 2, **zero: Any
+) -> Config:
     """Dropout off, every kind of trainable module on; Adam with a large epsilon, so that updates are smooth."""
+    every_lora = {"rank": 4, "dropout": 0.0, "modules_to_save": ("audio_head", "audio_embeddings"), **(lora or {})}
     return Config.model_validate(
         {
             "run": {"output_dir": "unused"},
             "model": {"base": str(base)},
             "data": {"train_manifest": "unused"},
-            "lora": {"rank": 4, "dropout": 0.0, "modules_to_save": ("audio_head", "audio_embeddings"), **(lora or {})},
+            **({"train": train} if train else {"lora": every_lora}),
             "optim": {"learning_rate": 1e-2, "eps": 1e-2, "schedule": "constant", "max_grad_norm": 0.5},
             "zero": {"stage": stage, "precision": "fp32", **zero},
             "logging": {"tensorboard": False},
@@ -62,9 +65,9 @@ def parity_config(base: Path, *, lora: dict[str, Any] | None = None, stage: int 
 
 
 def build_model(config: Config) -> nn.Module:
-    """The LoRA model with nothing left at zero, so that every weight has a gradient."""
+    """The model with nothing of LoRA left at zero, so that every weight has a gradient."""
     settings = choose_memory_settings(config, device_type="cpu")
-    model = build_lora_model(config, Path(config.model.base), settings)
+    model = build_trained_model(config, Path(config.model.base), settings)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

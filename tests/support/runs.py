@@ -7,8 +7,10 @@ from typing import Any
 import torch
 import yaml
 
+from ds_higgs.adapters.whole import WholeInfo, write_whole
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.lora import apply_lora
+from ds_higgs.model.trained import TrainMode, make_trainable, trained_shapes
 
 LAST_STEP = 10
 
@@ -60,3 +62,22 @@ def write_metrics(path: Path) -> None:
     lines.append({"event": "eval", "step": 5, "loss": 7.0, "text_loss": 3.0, "audio_loss": 4.0})
     lines.append({"event": "end", "step": 10, "reason": "done"})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "step", "st')
+
+
+def write_whole_weights(base: Path, folder: Path, *, mode: TrainMode = "audio_path", seed: int = 0) -> None:
+    """What a run of audio_path or full hands out, each weight near the base's, large enough a change to matter."""
+    model = load_model(base, dtype=torch.float32)
+    make_trainable(model, mode=mode, only=None, lora={})
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(
+        folder,
+        WholeInfo(mode=mode, base=str(base), revision=None),
+        (
+            (name, weight + 0.05 * torch.randn(weight.shape, generator=generator))
+            for name, weight in model.named_parameters()
+            if weight.requires_grad
+        ),
+        shapes=trained_shapes(model),
+        dtype=torch.float32,
+    )

@@ -24,7 +24,7 @@ from tests.support.parity import STEPS, build_model, micro_batches, parity_confi
 
 
 def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
-    config = parity_config(base, lora=setting["lora"], **setting["zero"])
+    config = parity_config(base, train=setting["train"], lora=setting["lora"], **setting["zero"])
     config = config.model_copy(
         update={"optim": config.optim.model_copy(update={"gradient_accumulation_steps": setting["accumulation"]})}
     )

@@ -11,7 +11,7 @@ from ds_higgs.config.file import known_keys
 from tests.support.launching import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = ("arabic_voice.md", "symptoms.md", "migration.md")
+PAGES = ("arabic_voice.md", "modes.md", "symptoms.md", "migration.md")
 
 
 def read(page: str) -> str:

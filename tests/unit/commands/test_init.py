@@ -10,10 +10,10 @@ from ds_higgs.cli.main import run
 from ds_higgs.commands.init import InitOptions, make_config
 from ds_higgs.commands.init_facts import look_at
 from ds_higgs.commands.recipes.goals import CARDS, GOALS, find_card
-from ds_higgs.config import OptimConfig
+from ds_higgs.config import Config, OptimConfig
 from ds_higgs.config.file import load_config
 from ds_higgs.errors import UserError
-from ds_higgs.training.set_up import warn_of_hasty_start
+from ds_higgs.training.set_up import warn_of_hasty_start, warn_of_high_rate
 
 
 @pytest.fixture
@@ -89,3 +89,12 @@ def test_without_a_gpu_it_is_for_trying_things_out():
 def test_a_hasty_start_is_warned_of(rate, steps, warned, caplog):
     warn_of_hasty_start(OptimConfig(learning_rate=rate, warmup_steps=steps))
     assert ("there is no warm-up" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("mode", "rate", "warned"), [("lora", 1e-4, False), ("full", 1e-4, True), ("full", 2e-5, False)]
+)
+def test_a_rate_for_lora_is_warned_of_in_other_modes(mode, rate, warned, caplog):
+    values = {"run": {"output_dir": "run"}, "model": {"base": "base"}, "data": {"train_manifest": "train.json"}}
+    warn_of_high_rate(Config.model_validate(values | {"train": {"mode": mode}, "optim": {"learning_rate": rate}}))
+    assert ("a rate for LoRA" in caplog.text) == warned

@@ -1,7 +1,7 @@
 """The memory estimate: against counted tensor bytes of real steps, and the released model's known numbers."""
 
-import dataclasses
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,21 +18,23 @@ from ds_higgs.hub import RELEASED_REPOSITORY
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.losses import LossWeights, build_targets
-from ds_higgs.model.lora import apply_lora, count_parameters, unwrap
+from ds_higgs.model.lora import count_parameters
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.tiny import build_tiny_config
 from ds_higgs.model.tiny_tokenizer import build_tiny_tokenizer
+from ds_higgs.model.trained import TrainMode, make_trainable
 from ds_higgs.sizing import activations
 from ds_higgs.sizing.estimator import (
     CHECKPOINTING_CHOICES,
     USABLE_SHARE,
     Estimator,
 )
-from ds_higgs.sizing.inputs import BatchShape, Policy
+from ds_higgs.sizing.inputs import BatchShape
 from ds_higgs.sizing.memory import GIB, estimate_memory, total_bytes
 from ds_higgs.sizing.shape import model_shape
 from ds_higgs.training.memory_plan import (
     build_estimator,
+    build_policy,
     choose_memory_settings,
     decide_checkpointing,
     resolve_checkpointing,
@@ -82,7 +84,13 @@ def expanded_shape(batch: Batch, text_rows: int, audio_rows: int) -> BatchShape:
 
 
 def measure_and_estimate(
-    *, hidden_size: int, num_layers: int, checkpoint_every: int | None, dropout: float, dtype: torch.dtype
+    *,
+    hidden_size: int,
+    num_layers: int,
+    checkpoint_every: int | None,
+    dtype: torch.dtype,
+    dropout: float = 0.0,
+    mode: TrainMode = "lora",
 ) -> tuple[int, int]:
     """Counted peak of two training steps, and the estimate of it."""
     tokenizer = build_tiny_tokenizer()
@@ -98,26 +106,27 @@ def measure_and_estimate(
     batch = make_batch(SAMPLES, tokenizer, config)
     with TensorBytes() as counted:
         model = HiggsAudioModel(config).to(dtype)
-        targets = ("attention", "text_ffn", "audio_ffn")
-        peft_model = apply_lora(model, rank=16, alpha=32, dropout=dropout, targets=targets)
-        apply_patches(unwrap(peft_model), packed_rows=True, kernels="torch", activation_checkpointing=checkpoint_every)
-        module = StepModule(peft_model)
+        lora = {"rank": 16, "alpha": 32, "dropout": dropout, "targets": ("attention", "text_ffn", "audio_ffn")}
+        trained = make_trainable(model, mode=mode, only=None, lora=lora)
+        apply_patches(model, packed_rows=True, kernels="torch", activation_checkpointing=checkpoint_every)
+        module = StepModule(trained)
         labels = build_targets(batch, placeholder_ids=module.placeholder_ids)
         weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
-        optimizer = torch.optim.AdamW([weight for weight in peft_model.parameters() if weight.requires_grad], lr=1e-4)
+        weights_to_train = [weight for weight in trained.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights_to_train, lr=1e-4, fused=True)  # as in training
         for _ in range(2):
             module(batch.model_inputs, labels, weights.scales(labels.counts()).float()).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    counts = count_parameters(peft_model)
+    counts = count_parameters(trained)
     shape = expanded_shape(batch, len(labels.text_labels), len(labels.audio_frames))
-    policy = Policy(
-        element_bytes=dtype.itemsize,
-        zero_stage=0,
-        checkpoint_every=checkpoint_every,
-        lora_dropout=dropout,
-        cuda=False,
+    config_of_run = released_config(
+        train={"mode": mode},
+        zero={"stage": 0, "precision": "fp32" if dtype == torch.float32 else "bf16"},
+        lora={} if mode != "lora" else {"dropout": dropout},
     )
+    policy = build_policy(config_of_run, counts, world_size=1, cuda=False)
+    policy = replace(policy, checkpoint_every=checkpoint_every)
     terms = estimate_memory(
         model_shape(config),
         shape,
@@ -154,8 +163,17 @@ def test_other_policies_too(checkpoint_every, dropout: float, dtype: torch.dtype
     assert estimated == pytest.approx(measured, rel=0.10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("checkpoint_every", [None, 1])
+@pytest.mark.parametrize("mode", ["audio_path", "full"])
+def test_weights_that_are_trained_themselves_too(mode: TrainMode, checkpoint_every, dtype: torch.dtype):
+    settings = {"hidden_size": 128, "num_layers": 4, "checkpoint_every": checkpoint_every, "dtype": dtype}
+    measured, estimated = measure_and_estimate(mode=mode, **settings)
+    assert estimated == pytest.approx(measured, rel=0.10)
+
+
 def test_the_comparison_notices_a_forgotten_term(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(activations._Step, "lora", lambda *args, **kwargs: 0)
+    monkeypatch.setattr(activations._Step, "inputs", lambda *args, **kwargs: 0)
     settings = {"hidden_size": 128, "num_layers": 4, "checkpoint_every": None, "dropout": 0.05}
     measured, estimated = measure_and_estimate(**settings, dtype=torch.float32)
     assert estimated != pytest.approx(measured, rel=0.10)
@@ -191,8 +209,8 @@ def test_states_by_zero_stage_world_size_offload_and_quantization(released: Esti
     trained, frozen = 39_452_672, 5_771_283_456
 
     def terms(**changes) -> dict[str, int]:
-        policy = dataclasses.replace(released.policy, **changes)
-        return dataclasses.replace(released, policy=policy).terms(batch, checkpoint_every=1)
+        policy = replace(released.policy, **changes)
+        return replace(released, policy=policy).terms(batch, checkpoint_every=1)
 
     assert terms(zero_stage=2)["frozen weights"] == 2 * frozen
     assert terms(zero_stage=3)["frozen weights"] == 2 * frozen // 8
@@ -245,4 +263,4 @@ def test_a_run_takes_the_policy_that_fits_its_device(tiny_base: Path, monkeypatc
     config = released_config(model={"base": str(tiny_base)})
     settings = choose_memory_settings(config, device_type="cpu")
     decided = decide_checkpointing(config, settings, longest=300, ranks=Ranks(rank=0, world_size=1, local_rank=0))
-    assert decided == dataclasses.replace(settings, activation_checkpointing=expected)
+    assert decided == replace(settings, activation_checkpointing=expected)

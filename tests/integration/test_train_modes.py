@@ -1,0 +1,92 @@
+"""Runs of audio_path and full end to end: what they change and what they must not, what they leave, how they go on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ds_higgs.adapters.opening import open_adapter
+from ds_higgs.commands.export import export
+from ds_higgs.model.loading import load_model
+from ds_higgs.model.trained import select_weights
+from tests.faults.job import write_config
+from tests.faults.scenarios import change_the_number_of_ranks, resume_is_exact
+from tests.support import launching
+
+TEXT = {"input_ids": torch.arange(40).view(2, 20), "attention_mask": torch.ones(2, 20, dtype=torch.long)}
+QUICK = {
+    "run": {"max_steps": 2},
+    "lora": {"rank": 16, "dropout": 0.05},  # what is of no use in these modes has to stand at its default
+    "checkpoint": {"save_steps": 2},
+    "data": {"num_workers": 0},
+    "optim": {"learning_rate": 2e-2, "warmup_steps": 0},  # enough for a step of bf16 near 1
+}
+
+
+def train(folder: Path, base: Path, *, ranks: int, mode: str, **overrides: dict) -> Path:
+    config = write_config(folder, base, train={"mode": mode}, **{**QUICK, **overrides})
+    done = launching.run_ranks(ranks, "-m", "ds_higgs", "train", "-c", config)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return folder / "run"
+
+
+@torch.no_grad()
+def text_logits(base: Path) -> torch.Tensor:
+    return load_model(base, dtype=torch.bfloat16).eval()(**TEXT, use_cache=False).logits
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks"), [(3, 2), *(pytest.param(stage, 2, marks=pytest.mark.slow) for stage in (0, 1, 2))]
+)
+def test_an_audio_path_run_changes_the_audio_path_and_nothing_else(tmp_path, tiny_base, stage, ranks):
+    """Exported from the checkpoint's shards and from what the run hands out: the same model."""
+    run_dir = train(tmp_path, tiny_base, ranks=ranks, mode="audio_path", zero={"stage": stage})
+    base = load_model(tiny_base, dtype=torch.bfloat16)
+    audio_path = set(select_weights(base, mode="audio_path"))
+    handed_out = load_file(run_dir / "adapters" / "final" / "trained.safetensors")
+    assert handed_out.keys() == audio_path
+
+    export(run_dir / "checkpoints" / "step-00000002", tmp_path / "model", merge=True)
+    exported = load_model(tmp_path / "model", dtype=torch.bfloat16).state_dict()
+    for name, weight in base.state_dict().items():
+        assert torch.equal(exported[name], weight) == (name not in audio_path), name
+    assert all(torch.equal(exported[name], weight) for name, weight in handed_out.items())
+    assert torch.equal(text_logits(tmp_path / "model"), text_logits(tiny_base))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_full_run_hands_out_what_is_in_its_checkpoint(tmp_path, tiny_base, stage):
+    run_dir = train(tmp_path, tiny_base, ranks=2, mode="full", zero={"stage": stage})
+    names = set(load_model(tiny_base, dtype=torch.bfloat16).state_dict())
+    with open_adapter(run_dir) as final, open_adapter(run_dir / "checkpoints" / "step-00000002") as checkpoint:
+        assert final.whole.shapes.keys() == checkpoint.whole.shapes.keys() == names
+        for name in names:
+            assert torch.equal(final.whole.read(name), checkpoint.whole.read(name).bfloat16()), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("mode", ["audio_path", "full"])
+def test_resume_is_exact(tmp_path, tiny_base, mode, stage, precision):
+    settings = {
+        "train": {"mode": mode},
+        "lora": QUICK["lora"],
+        "optim": {"gradient_accumulation_steps": 2},
+        "zero": {"stage": stage, "precision": precision},
+    }
+    resume_is_exact(tmp_path / "run", tiny_base, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["audio_path", "full"])
+@pytest.mark.parametrize(
+    ("ranks", "other_ranks", "stage"),
+    [(*ranks, stage) for stage in (1, 2, 3) for ranks in [(2, 1), (1, 2), (2, 3)]],
+)
+def test_another_number_of_ranks_goes_on_as_if_it_had_not_changed(tmp_path, tiny_base, mode, ranks, other_ranks, stage):
+    settings = {"train": {"mode": mode}, "lora": QUICK["lora"]}
+    difference = change_the_number_of_ranks(tmp_path / "run", tiny_base, ranks, other_ranks, stage=stage, **settings)
+    assert difference < 1e-6
