@@ -111,21 +111,24 @@ def start_again(config: Path, times: int) -> list[Hit]:
     """Other starts in the folder of a run that goes on: each is told who has it, and the run is not disturbed."""
     job = Job(config)
     assert job.wait_for_steps(1), job.output[-4000:]
-    hits = []
-    for _ in range(times):
-        before, started = last_step(job.run_dir), time.monotonic()
-        second = launching.run_ds_higgs("train", "-c", config)
-        assert second.returncode == 2, second.stdout
-        assert f"in use by process {job.rank(0).pid} on {socket.gethostname()}, started " in second.stdout
-        assert "Traceback" not in second.stdout
-        assert last_step(job.run_dir) > before
-        hits.append(Hit("a second start", before, job.is_saving(), time.monotonic() - started))
+    hits = [start_beside(job) for _ in range(times)]
     stop(job)
     check_all_whole(job.run_dir)
     assert not (job.run_dir / "failure.txt").exists()
     steps = [line["step"] for line in step_numbers(job.run_dir)]
     assert steps == list(range(1, len(steps) + 1))
     return hits
+
+
+def start_beside(job: Job) -> Hit:
+    """One other start in the folder of a job that goes on."""
+    before, started = last_step(job.run_dir), time.monotonic()
+    second = launching.run_ds_higgs("train", "-c", job.config)
+    assert second.returncode == 2, second.stdout
+    assert f"in use by process {job.rank(0).pid} on {socket.gethostname()}, started " in second.stdout
+    assert "Traceback" not in second.stdout
+    assert last_step(job.run_dir) > before
+    return Hit("a second start", before, job.is_saving(), time.monotonic() - started)
 
 
 def suspend_all_ranks(config: Path, times: int, *, seconds: float) -> list[Hit]:

@@ -42,13 +42,7 @@ def check_a_damaged_path_is_the_users_mistake(config: Path, checkpoint: Path) ->
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_second_start_in_the_same_folder_is_refused(tmp_path, tiny_base, times):
-    config = write_config(tmp_path / "shared", tiny_base, run={"max_steps": 100_000, "epochs": 100_000})
-    assert len(scenarios.start_again(config, times)) == times
-
-
-def test_a_save_that_fails_leaves_the_old_checkpoints_whole(tmp_path, tiny_base):
+def test_a_second_start_and_a_save_that_fails_leave_the_old_checkpoints_whole(tmp_path, tiny_base):
     """A file size limit stands for the full disk: the shards are over it, everything else is under it."""
     settings = {
         "run": {"max_steps": 100_000, "epochs": 100_000},
@@ -56,6 +50,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoints_whole(tmp_path, tiny_base)
     }
     job = Job(write_config(tmp_path / "full", tiny_base, **settings))
     assert job.wait_until(lambda: bool(steps_of(job.run_dir, "checkpoint")), poll_s=0.02), job.output[-4000:]
+    scenarios.start_beside(job)
     for rank in range(job.ranks):
         job.rank(rank).rlimit(psutil.RLIMIT_FSIZE, (250 << 10, 250 << 10))
     assert job.wait_until(lambda: bool(steps_of(job.run_dir, "save_error")), poll_s=0.02), job.output[-4000:]

@@ -45,6 +45,7 @@ def on_the_example(tiny_base, tmp_path):
     return build
 
 
+@pytest.mark.slow
 def test_training_on_one_gpu(on_the_example, tmp_path):
     command = on_the_example(command_starting("bash launch/train_1gpu.sh"))
     done = launching.run([*command, "--run.max_steps", "1"], env={"MASTER_PORT": launching.free_port()})

@@ -4,6 +4,7 @@ For tests of what a program does. Tests of how it is started use the real launch
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -95,6 +96,7 @@ def _serve() -> None:
     os.dup2(2, 1)  # what the imports say is no reply
     for module in PRELOADED:
         importlib.import_module(module)
+    gc.freeze()  # what is imported is no garbage: the forks need not look through it
     for line in sys.stdin:
         request = json.loads(line)
         children = [
