@@ -89,6 +89,22 @@ def find_downloaded(repository: str, *, revision: str | None = None, files: Sequ
     return None
 
 
+def upload(folder: Path, repository: str, *, private: bool) -> None:
+    """Send a folder to the hub, to a repository that is made where it is missing.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached.
+    """
+    try:
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload with ds_higgs")
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"--push: {repository}: the hub does not take it: {error}; log in with `huggingface-cli login` (or "
+            f"HF_TOKEN) as somebody who may write there. The export is whole in {folder}"
+        ) from error
+
+
 def _ask(repository: str, what: str, revision: str | None, question: Callable[[str], Answer]) -> Answer:
     """The answer to `question`, by the first name of the repository that has one."""
     failures: list[Exception] = []

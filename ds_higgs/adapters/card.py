@@ -4,11 +4,14 @@ Names and texts come from folders and files: none of them may end a code block, 
 """
 
 import re
+import shlex
+from collections.abc import Sequence
 from typing import Literal
 
 import yaml
 
 from ds_higgs import __version__
+from ds_higgs.adapters.publishing import BUILT_WITH, LICENCE_LINK, LICENCE_NAME
 from ds_higgs.adapters.record import AdapterRecord
 from ds_higgs.model.trained import TrainMode
 
@@ -19,6 +22,14 @@ _MERGED_KINDS: dict[TrainMode, str] = {
     "audio_path": "A model with a fine-tuned audio path",
     "full": "A fine-tuned model",
 }
+_SPEAK = """\
+text = {"type": "text", "text": "Good morning."}
+conversation = [{"role": "user", "content": [text]}]
+inputs = processor.apply_chat_template(
+    conversation, add_generation_prompt=True, tokenize=True, return_dict=True, sampling_rate=24000, return_tensors="pt"
+)
+codes = model.generate(**inputs, max_new_tokens=750)
+processor.save_audio(processor.batch_decode(codes), "speech.wav")"""
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&])")
 
 
@@ -28,15 +39,20 @@ def write_card(
     base: str,
     revision: str | None,
     licence: str,
+    command: str,
     usage: str,
     merged: bool,
     facts: list[str],
     config: str,
     mode: TrainMode = "lora",
+    samples: Sequence[str] = (),
 ) -> str:
     """The card's text.
 
     Args:
+        licence: BASE_LICENCE, or another one's name on the hub.
+        command: a shell's, that speaks to a WAV file; empty: there is none.
+        samples: names of audio files beside the card.
         facts: lines of "What it was trained on"; empty: not known.
         usage: Python code.
         config: the run's YAML; empty: not known.
@@ -46,7 +62,7 @@ def write_card(
         "base_model": base,
         "base_model_relation": "finetune" if merged else "adapter",
         "library_name": "transformers" if merged else "peft",
-        "license": licence,
+        **_licence_of(licence),
         "pipeline_tag": "text-to-speech",
         "tags": ["higgs-audio", "text-to-speech", "voice-cloning"] + ([] if merged else ["lora"]),
     }
@@ -57,13 +73,31 @@ def write_card(
         f"# {plain(title)}",
         f"{kind} for Higgs Audio v2, made from {origin} with ds_higgs {__version__}.",
         "## Use",
+        *([code_block(command, "bash")] if command else []),
         code_block(usage, "python"),
     ]
+    if samples:
+        parts += ["## Listen", *(f'<audio controls src="{name}"></audio>' for name in samples)]
     if facts:
         parts += ["## Training", "\n".join(f"- {fact}" for fact in facts)]
     if config:
         parts += ["<details><summary>Configuration</summary>", code_block(config, "yaml"), "</details>"]
+    if licence == BASE_LICENCE:
+        parts += ["## Licence", f"{BUILT_WITH}. See the licences and NOTICE in this folder, and the base's own page."]
     return "\n\n".join(parts) + "\n"
+
+
+def write_command(*, title: str, base: str, revision: str | None, merged: bool) -> str:
+    """A command of this package that speaks with the export `title`, a folder, to speech.wav."""
+    model = ["--base", title] if merged else ["--base", base, "--adapter", title]
+    model += ["--revision", revision] if revision and not merged else []
+    return shlex.join(["ds-higgs", "generate", *model, "--text", "Good morning.", "-o", "speech.wav"])
+
+
+def _licence_of(licence: str) -> dict[str, str]:
+    if licence != BASE_LICENCE:
+        return {"license": licence}
+    return {"license": licence, "license_name": LICENCE_NAME, "license_link": LICENCE_LINK}
 
 
 def write_usage(
@@ -79,6 +113,12 @@ def write_usage(
     if not merged:
         lines = ["import torch.distributed.tensor  # before PEFT", "from peft import PeftModel", *lines]
         lines.append(f"model = PeftModel.from_pretrained(model, {title!r})")
+    if layout == "transformers":
+        lines += [
+            "from transformers import AutoProcessor",
+            f"processor = AutoProcessor.from_pretrained({arguments})",
+            _SPEAK,
+        ]
     return "\n".join(lines)
 
 

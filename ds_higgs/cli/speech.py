@@ -42,7 +42,12 @@ def add_commands(add_command: AddCommand) -> None:
     )
     export.add_argument("--base", help="base checkpoint, where the one that the adapter names is elsewhere now")
     _add_scale_flag(export)
-    export.add_argument("--licence", default="other", help="for the model card (other)")
+    export.add_argument("--licence", default="other", help="for the model card (other: the base's)")
+    export.add_argument(
+        "--licence-file", type=Path, nargs="+", default=[], help="to put beside those in the base's folder"
+    )
+    export.add_argument("--push", metavar="OWNER/NAME", help="send it to this repository of the hub")
+    export.add_argument("--private", action="store_true", help="with --push: a repository that only you see")
 
     generate = add_command("generate", _generate, "speak a text, or a manifest's samples, to WAV files")
     _add_model_flags(generate)
@@ -141,8 +146,11 @@ def _add_speech_flags(parser: argparse.ArgumentParser, *, count_help: str) -> No
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from ds_higgs.commands.export import export
+    from ds_higgs.commands.export import Publishing, export
 
+    for file in arguments.licence_file:
+        if not file.is_file():
+            raise UserError(f"--licence-file: {file}: no such file")
     check_folder_writable(arguments.out, "--out")
     export(
         arguments.source,
@@ -154,9 +162,12 @@ def _export(arguments: argparse.Namespace) -> None:
         base=arguments.base,
         licence=arguments.licence,
         lora_scale=arguments.lora_scale,
+        publish=Publishing(arguments.push, arguments.private, tuple(arguments.licence_file)),
     )
     kind = "merged model" if arguments.merge else "adapter"
     print_answer(f"{arguments.out}: {kind} in the {arguments.format} format; README.md tells how to use it")
+    if arguments.push:
+        print_answer(f"on the hub: {arguments.push}")
 
 
 def _generate(arguments: argparse.Namespace) -> None:

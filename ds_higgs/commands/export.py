@@ -4,22 +4,25 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 import yaml
 
-from ds_higgs.adapters.card import BASE_LICENCE, describe, write_card, write_usage
+from ds_higgs import hub
+from ds_higgs.adapters.card import BASE_LICENCE, describe, write_card, write_command, write_usage
 from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, merge_adapter, read_adapter_config
 from ds_higgs.adapters.native import save_native_adapter, save_native_model
 from ds_higgs.adapters.opening import Adapter, open_adapter
+from ds_higgs.adapters.publishing import check_may_be_published, copy_samples, public_name, without_places, write_legal
 from ds_higgs.adapters.scaling import scale_adapter
 from ds_higgs.adapters.whole import WholeWeights
 from ds_higgs.adapters.whole_model import write_whole_model
 from ds_higgs.errors import UserError
 from ds_higgs.files import replaced_whole, write_json
+from ds_higgs.job.logs import phase
 from ds_higgs.model.loading import (
     DTYPES,
     load_model,
@@ -29,6 +32,17 @@ from ds_higgs.model.loading import (
 )
 
 Format = Literal["original", "transformers"]
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """repository: OWNER/NAME on the hub. licence_files: to add to those that the base's folder has."""
+
+    repository: str | None = None
+    private: bool = False
+    licence_files: tuple[Path, ...] = ()
+
+
 FRAMES_PER_SECOND = 25.0  # of the released audio tokenizer
 # What a merged model takes over from its base, beside config and weights: tokenizer, codec, licence.
 _COMPANIONS = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "LICENSE*", "codec")
@@ -45,6 +59,7 @@ def export(
     base: str | None = None,
     licence: str = BASE_LICENCE,
     lora_scale: float = 1.0,
+    publish: Publishing | None = None,
 ) -> None:
     """Write the adapter of `source`, or the base merged with it, to the new folder `out`; whole or not at all.
 
@@ -54,10 +69,12 @@ def export(
         precision: of a merged model.
         base: folder or hub id, where the one that the adapter names is elsewhere now.
         lora_scale: how much of the adapter: 0 is the base, 1 what was trained.
+        publish: where to on the hub, once it is whole; None: nowhere.
 
     Raises:
         UserError: for what is missing or does not fit, and for an `out` that has something in it.
     """
+    publish = publish or Publishing()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; expected a new or empty folder")
     with (
@@ -74,10 +91,25 @@ def export(
             _export_merged(adapter, unfinished, dtype=DTYPES[precision], layout=layout)
         else:
             _export_adapter(adapter, unfinished, layout=layout)
-        card = _build_card(adapter, title=out.resolve().name, merged=merge, layout=layout, licence=licence)
+        _make_presentable(adapter, unfinished, licence, publish)
+        title = publish.repository or out.resolve().name
+        card = _build_card(adapter, unfinished, title=title, merged=merge, layout=layout, licence=licence)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         if (prompt := adapter.prompt()) is not None:
             prompt.write(unfinished)
+    if publish.repository is not None:
+        with phase(f"sending it to {publish.repository}"):
+            hub.upload(out, publish.repository, private=publish.private)
+
+
+def _make_presentable(adapter: Adapter, out: Path, licence: str, publish: Publishing) -> None:
+    """Licences, notice and samples."""
+    licences = []
+    if licence == BASE_LICENCE:
+        licences = write_legal(out, adapter.base, adapter.revision, publish.licence_files)
+        if publish.repository is not None:
+            check_may_be_published(publish.repository, adapter.base, licences)
+    copy_samples(adapter.source, None if adapter.record is None else adapter.record.step, out)
 
 
 @contextmanager
@@ -109,6 +141,7 @@ def _export_merged(adapter: Adapter, out: Path, *, dtype: torch.dtype, layout: F
     stored = read_model_config(base).torch_dtype or torch.float32
     model = merge_adapter(load_adapter(load_model(base, dtype=stored), adapter.folder), dtype=dtype)
     model.config.torch_dtype = dtype
+    model.config._name_or_path = ""  # a place on this machine
     tokenizer = load_tokenizer(base)
     if layout == "transformers":
         save_native_model(model, out, eos_token_id=tokenizer.convert_tokens_to_ids("<|eot_id|>"))
@@ -134,21 +167,27 @@ def _copy_companions(base: Path, out: Path) -> None:
             copy(path, out / path.name)
 
 
-def _build_card(adapter: Adapter, *, title: str, merged: bool, layout: Format, licence: str) -> str:
+def _build_card(adapter: Adapter, out: Path, *, title: str, merged: bool, layout: Format, licence: str) -> str:
+    """The card of what lies in `out`; it names no place on this machine."""
     facts: list[str] = []
     config = ""
     if adapter.record is not None:
         facts = describe(adapter.record, num_codebooks=8, frames_per_second=FRAMES_PER_SECOND)
-        config = yaml.safe_dump(adapter.record.config, sort_keys=False, allow_unicode=True)
+        config = yaml.safe_dump(without_places(adapter.record.config), sort_keys=False, allow_unicode=True)
     revision = adapter.revision if layout == "original" else None
+    base = public_name(adapter.base)
     return write_card(
         title=title,
-        base=adapter.base,
+        base=base,
         revision=revision,
         licence=licence,
-        usage=write_usage(title=title, base=adapter.base, revision=revision, merged=merged, layout=layout),
+        command=write_command(title=Path(title).name, base=base, revision=revision, merged=merged)
+        if layout == "original"
+        else "",
+        usage=write_usage(title=title, base=base, revision=revision, merged=merged, layout=layout),
         merged=merged,
         facts=facts,
         config=config,
         mode="lora" if adapter.whole is None else adapter.whole.mode,
+        samples=[str(path.relative_to(out)) for path in sorted(out.glob("samples/*.wav"))],
     )

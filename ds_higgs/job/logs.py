@@ -32,8 +32,8 @@ def set_up_logging(rank: int = 0, world_size: int = 1) -> None:
     deepspeed.setLevel(logging.WARNING)
     if not is_verbose():
         deepspeed.addFilter(_can_be_acted_on)  # kept when DeepSpeed, imported later, sets its logger up
-        # torch's notice to those who write DeepSpeed, once per process and kind.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        # Notices to those who write DeepSpeed and boson's codec, once per process and kind.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.(distributed|nn\.utils)")
 
 
 @contextmanager

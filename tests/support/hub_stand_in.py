@@ -1,5 +1,6 @@
-"""A hub on this machine: the part of its HTTP interface that downloads use, over folders; can break off on the way."""
+"""A hub on this machine: what downloads and uploads use of its HTTP interface, over folders; can break off."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 
@@ -16,21 +18,26 @@ class StandIn:
     """repositories: (name, revision) to a folder. cut_after: bytes after which the first large file breaks off.
 
     requests: "METHOD path [range]" in their order.
+    inbox: where what is sent lands, by repository; None: nobody may write. Large files (.safetensors) come by LFS.
     """
 
     repositories: Mapping[tuple[str, str], Path]
     cut_after: int | None = None
     url: str = ""
     requests: list[str] = field(default_factory=list)
+    inbox: Path | None = None
+    objects: dict[str, bytes] = field(default_factory=dict)
 
     def find(self, name: str, revision: str) -> Path | None:
         return self.repositories.get((name, revision))
 
 
 @contextmanager
-def serve_hub(repositories: Mapping[tuple[str, str], Path], *, cut_after: int | None = None) -> Iterator[StandIn]:
+def serve_hub(
+    repositories: Mapping[tuple[str, str], Path], *, cut_after: int | None = None, inbox: Path | None = None
+) -> Iterator[StandIn]:
     """The stand-in, listening while open."""
-    hub = StandIn(repositories, cut_after)
+    hub = StandIn(repositories, cut_after, inbox=inbox)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -43,6 +50,38 @@ def serve_hub(repositories: Mapping[tuple[str, str], Path], *, cut_after: int | 
         thread.join()
 
 
+def answer_upload(hub: StandIn, parts: list[str], body: bytes) -> dict[str, Any]:
+    """What the hub says to one step of an upload."""
+    if parts[-1] == "create":
+        asked = json.loads(body)
+        return {"url": f"https://huggingface.co/{asked.get('organization') or 'me'}/{asked['name']}"}
+    if "preupload" in parts:
+        names = [file["path"] for file in json.loads(body)["files"]]
+        return {"files": [{"path": name, "uploadMode": _mode(name), "shouldIgnore": False} for name in names]}
+    if parts[-1] == "batch":
+        objects = json.loads(body)["objects"]
+        actions = [{"upload": {"href": f"{hub.url}/objects/{one['oid']}"}} for one in objects]
+        return {"objects": [one | {"actions": action} for one, action in zip(objects, actions, strict=True)]}
+    if "commit" in parts:
+        for line in map(json.loads, body.splitlines()):
+            _receive(hub, "/".join(parts[2:4]), line["key"], line["value"])
+        return {"commitUrl": f"https://huggingface.co/{'/'.join(parts[2:4])}/commit/1", "commitOid": "1"}
+    return {}
+
+
+def _mode(name: str) -> str:
+    return "lfs" if name.endswith(".safetensors") else "regular"
+
+
+def _receive(hub: StandIn, repository: str, kind: str, value: dict[str, Any]) -> None:
+    if kind == "header":
+        return
+    assert hub.inbox is not None
+    path = hub.inbox / repository / value["path"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(hub.objects[value["oid"]] if kind == "lfsFile" else base64.b64decode(value["content"]))
+
+
 def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -50,6 +89,20 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             self._answer(with_body=True)
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            hub.requests.append(f"POST {self.path}")
+            if hub.inbox is None or not self.headers.get("Authorization"):
+                return self._write(401, b"{}", {"X-Error-Message": "not logged in"})
+            answer = answer_upload(hub, unquote(self.path.partition("?")[0]).strip("/").split("/"), body)
+            return self._write(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+        def do_PUT(self) -> None:
+            hub.requests.append(f"PUT {self.path}")
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            hub.objects[hashlib.sha256(content).hexdigest()] = content
+            self._write(200, b"", {})
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -32,4 +32,7 @@ def find_repository(repository: str, revision: str | None) -> Finding:
 def _reason(error: UserError) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set"
-    return str(error).partition("no such folder, and ")[2].partition("; expected")[0] or str(error)
+    first: BaseException = error
+    while (cause := first.__cause__ or first.__context__) is not None:
+        first = cause
+    return f"the hub does not answer: {first}"

@@ -3,18 +3,26 @@
 import ast
 import json
 import re
+import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
+from huggingface_hub import HfApi
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
-from ds_higgs.adapters.card import write_card, write_usage
+from ds_higgs import hub
+from ds_higgs.adapters.card import _SPEAK, write_card, write_command, write_usage
 from ds_higgs.adapters.merging import load_adapter, merge_adapter
-from ds_higgs.commands.export import export
+from ds_higgs.adapters.publishing import LICENCE_NAME
+from ds_higgs.cli.main import main
+from ds_higgs.commands.export import Publishing, export
 from ds_higgs.errors import UserError
 from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY
 from ds_higgs.model.loading import (
@@ -22,6 +30,7 @@ from ds_higgs.model.loading import (
     load_tokenizer,
     resolve_base,
 )
+from tests.support.hub_stand_in import serve_hub
 from tests.support.runs import write_adapter, write_run
 
 
@@ -107,6 +116,7 @@ def test_a_damaged_record_is_left_out_with_a_warning(extended: Path, tmp_path: P
     assert "training.json" in caplog.text
 
 
+SPOKEN = [*["ds-higgs", "generate", "--base", "--adapter", "--revision", "--text", "-o", "speech.wav"], "Good morning."]
 EVIL = 'x"); import os; os.system("touch owned"); ("'
 BREAKING = "a`b``c```d\n```\n# heading <img src=x> [link](y) *z*"
 
@@ -116,19 +126,28 @@ BREAKING = "a`b``c```d\n```\n# heading <img src=x> [link](y) *z*"
 @pytest.mark.parametrize("merged", [False, True])
 def test_names_in_the_card_stay_names(name: str, layout, merged: bool):
     usage = write_usage(title=name, base=name, revision=name, merged=merged, layout=layout)
-    assert {node.value for node in ast.walk(ast.parse(usage)) if isinstance(node, ast.Constant)} == {name}
-    calls = [node.func for node in ast.walk(ast.parse(usage)) if isinstance(node, ast.Call)]
+    ours = {node.value for node in ast.walk(ast.parse(_SPEAK)) if isinstance(node, ast.Constant)}
+    assert {node.value for node in ast.walk(ast.parse(usage)) if isinstance(node, ast.Constant)} - ours == {name}
+    calls = [node.func for node in ast.walk(ast.parse(usage.replace(_SPEAK, ""))) if isinstance(node, ast.Call)]
     assert all(isinstance(call, ast.Attribute) and call.attr == "from_pretrained" for call in calls)
     config = yaml.safe_dump({"data": {"train_manifest": name}}, default_style="|")
     options = {"title": name, "base": name, "revision": name, "licence": name, "merged": merged}
-    card = write_card(**options, usage=usage, facts=["a fact"], config=config)
+    command = write_command(title=name, base=name, revision=name, merged=merged)
+    assert {word for word in shlex.split(command) if word not in SPOKEN} == {name}
+    heard = {"command": command, "samples": ["samples/000.wav"]}
+    card = write_card(**options, **heard, usage=usage, facts=["a fact"], config=config)
     _, header, body = re.split(r"^---\n", card, maxsplit=2, flags=re.MULTILINE)
     assert (yaml.safe_load(header)["base_model"], yaml.safe_load(header)["license"]) == (name, name)
     tokens = MarkdownIt("commonmark").parse(body)
-    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h1", "h2", "h2"]
-    assert [token.content.strip() for token in tokens if token.type == "fence"] == [usage.strip(), config.strip()]
+    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h1", "h2", "h2", "h2"]
+    assert [token.content.strip() for token in tokens if token.type == "fence"] == [
+        command.strip(),
+        usage.strip(),
+        config.strip(),
+    ]
     inline = [child for token in tokens if token.type == "inline" for child in token.children]
-    assert {child.type for child in inline} <= {"text", "code_inline"}
+    ours = {'<audio controls src="samples/000.wav">', "</audio>"}
+    assert {child.type for child in inline if child.content not in ours} <= {"text", "code_inline"}
     assert [child.content for child in inline if child.type == "code_inline"] == [" ".join(name.split())] * 2
 
 
@@ -167,7 +186,7 @@ def test_the_card_tells_base_licence_training_and_use(run: Path, tiny_base: Path
     export(run, tmp_path / "out", step=5, licence="cc-by-4.0")
     _, header, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     fields = yaml.safe_load(header)
-    assert (fields["base_model"], fields["license"]) == (str(tiny_base), "cc-by-4.0")
+    assert (fields["base_model"], fields["license"]) == (tiny_base.name, "cc-by-4.0")
     assert fields["library_name"] == "peft"
     assert "5 optimizer steps over 8 samples" in body
     assert "0.10 hours" in body  # 72,000 targets / 8 codebooks / 25 frames a second
@@ -207,3 +226,84 @@ def test_half_an_adapter_is_the_same_as_an_adapter_and_merged(run: Path, tiny_ba
     assert_same(
         load_file(tmp_path / "merged" / "model.safetensors"), merge_adapter(half, dtype=torch.float32).state_dict()
     )
+
+
+LICENCES = {"LICENSE": "Boson's", "META_LLAMA_3_LICENSE": "Meta's", "NOTICE": "and one more notice"}
+
+
+@pytest.fixture
+def licensed(tiny_base: Path, tmp_path: Path) -> Path:
+    """A base with its licences, as it is released."""
+    base = tmp_path / "private" / "licensed"
+    shutil.copytree(tiny_base, base)
+    for name, text in LICENCES.items():
+        (base / name).write_text(text)
+    return base
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_export_may_be_published(run: Path, licensed: Path, tmp_path: Path, merged: bool):
+    """Licences and notice, no place of this machine, something to hear, and a command that speaks."""
+    heard = tmp_path / "private" / "heard"
+    shutil.copytree(run, heard)
+    for step in (5, 99):
+        (heard / "samples" / f"step-{step:08d}").mkdir(parents=True)
+        for number in range(5):
+            soundfile.write(heard / "samples" / f"step-{step:08d}" / f"{number:03d}.wav", np.zeros(100), 24_000)
+    write_record(heard / "adapters" / "final", step=10, config={"run": {"seed": 7, "output_dir": str(heard)}})
+    out = tmp_path / "higgs-audio-2-voice"
+    export(heard, out, base=str(licensed), merge=merged)
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {*LICENCES, "samples/000.wav", "samples/002.wav"} <= names
+    assert "samples/003.wav" not in names
+    notice = (out / "NOTICE").read_text()
+    assert "Meta Llama 3 is licensed under" in notice
+    assert "and one more notice" in notice
+    card = (out / "README.md").read_text()
+    header = yaml.safe_load(card.split("---\n", 2)[1])
+    assert (header["license"], header["license_name"]) == ("other", LICENCE_NAME)
+    assert header["license_link"].endswith("/LICENSE")
+    assert '<audio controls src="samples/000.wav"></audio>' in card
+    assert "Built with Higgs Materials" in card
+    private = [path.name for path in out.rglob("*.*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
+    assert private == ([] if merged else ["adapter_config.json"]), "the adapter's own way to its base"
+    # What the card says, as a shell has it, beside the folder and the base.
+    command = shlex.split(re.search(r"```bash\n(.*?)\n```", card, re.DOTALL).group(1))
+    places = {licensed.name: str(licensed), out.name: str(out), "speech.wav": str(tmp_path / "speech.wav")}
+    assert main([places.get(word, word) for word in command[1:]] + ["--max-seconds", "0.2"]) == 0
+    assert (tmp_path / "speech.wav").stat().st_size > 44
+
+
+def test_what_may_not_be_published_is_refused_whole(run: Path, tmp_path: Path):
+    with pytest.raises(UserError) as refusal:
+        export(run, tmp_path / "out", publish=Publishing("me/my-voice"))
+    for problem in ("begins with higgs-audio-2", "--base OWNER/NAME", "licences found: none; expected Boson's"):
+        assert problem in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_is_sent_to_the_hub(tiny_base: Path, tmp_path: Path, monkeypatch, capsys):
+    """To a local stand-in of its HTTP interface, by the hub's own client."""
+    write_adapter(tiny_base, tmp_path / "adapter", seed=1)
+    licences = [str(tmp_path / "LICENSE"), str(tmp_path / "LLAMA_3_LICENSE")]
+    for file in licences:
+        Path(file).write_text("a licence")
+    name = "me/higgs-audio-2-voice"
+    flags = ["--push", name, "--base", RELEASED_REPOSITORY, "--licence-file", *licences]
+    monkeypatch.setenv("NO_PROXY", "*")
+    with serve_hub({}, inbox=tmp_path / "inbox") as stand_in:
+        for token, out in ((False, "refused"), ("token", "out")):
+            monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint=stand_in.url, token=token))
+            status = main(["export", str(tmp_path / "adapter"), "-o", str(tmp_path / out), *flags])
+            assert (status == 0) == bool(token), capsys.readouterr().err
+    told = capsys.readouterr()
+    assert f"on the hub: {name}" in told.out
+    assert "huggingface-cli login" in told.err
+    sent, made = tmp_path / "inbox" / name, tmp_path / "out"
+    files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(sent) for path in sent.rglob("*") if path.is_file())
+    assert all((sent / file).read_bytes() == (made / file).read_bytes() for file in files)
+    assert json.loads((sent / "adapter_config.json").read_text())["base_model_name_or_path"] == RELEASED_REPOSITORY
+    assert not [
+        file for file in files if str(tmp_path).encode() in (sent / file).read_bytes() and "LIC" not in str(file)
+    ]

@@ -11,56 +11,26 @@ import numpy as np
 import pytest
 import torch
 import transformers.modeling_utils
-from transformers import HubertConfig, HubertModel
 
 from ds_higgs import hub
 from ds_higgs.data.codec import batched
-from ds_higgs.data.codec.higgs import SEMANTIC_FOLDER, _check_complete, _semantic_model_from
+from ds_higgs.data.codec.higgs import _check_complete, _semantic_model_from
 from ds_higgs.data.codec.opening import describe_codec, find_codec, load_codec
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio, resample
 from ds_higgs.errors import UserError
 from ds_higgs.hub import HIGGS_TOKENIZER
 from tests.support.in_process import fail_imports
+from tests.support.released_shape import write_higgs_codec
 
 from .audio_files import RATE, tone
 
 LENGTHS = (9600, 9601, 13440, 9600, 9599)  # samples; three of them are 10 frames long
 
 
-def small_hubert(*_, **__):
-    config = HubertConfig(num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, conv_dim=(16,) * 7)
-    return HubertModel(config)
-
-
-@torch.no_grad()
-def spread_codebooks(tokenizer):
-    """Codebooks about what the random encoder gives; as built they are all zero, and all codes equal."""
-    encoded = []
-    hook = tokenizer.fc_prior.register_forward_hook(lambda _, __, output: encoded.append(output[0]))
-    tokenizer.encode(tone(2.0), sr=RATE)
-    hook.remove()
-    mean, std = encoded[0].mean(0), encoded[0].std(0)
-    for number, layer in enumerate(tokenizer.quantizer.vq.layers):
-        embed = layer._codebook.embed
-        embed.copy_(std * torch.randn(embed.shape) + (mean if number == 0 else 0))
-
-
 @pytest.fixture(scope="module")
 def higgs_folder(tmp_path_factory):
-    """boson's real tokenizer class, its HuBERT small and all weights random, saved as the released one is."""
-    provide_torchaudio()
-    tokenizer_module = pytest.importorskip("boson_multimodal.audio_processing.higgs_audio_tokenizer")
     folder = tmp_path_factory.mktemp("higgs_tokenizer")
-    config = {"D": 256, "ratios": [8, 5, 4, 2, 3], "sample_rate": RATE, "bins": 1024, "n_q": 8,
-              "target_bandwidths": [0.5, 1, 1.5, 2], "semantic_techer": "hubert_base_general"}  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        torch.manual_seed(0)
-        patch.setattr(tokenizer_module.AutoModel, "from_pretrained", small_hubert)
-        tokenizer = tokenizer_module.HiggsAudioTokenizer(**config, device="cpu")
-        spread_codebooks(tokenizer.eval())
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.save(tokenizer.state_dict(), folder / "model.pth")
-    tokenizer.semantic_model.save_pretrained(folder / SEMANTIC_FOLDER)
+    write_higgs_codec(folder)
     return folder
 
 
