@@ -12,6 +12,7 @@ from ds_higgs import __version__
 from ds_higgs.cli.arguments import card_gib, count, positive, seed
 from ds_higgs.cli.data import add_commands as add_data_commands
 from ds_higgs.cli.keys import describe_keys
+from ds_higgs.cli.rehearse import add_commands as add_rehearse_command
 from ds_higgs.cli.speech import add_commands as add_speech_commands
 from ds_higgs.config import Config
 from ds_higgs.config.file import SHORT_FLAGS, known_keys, load_config, nearest_key, parse_value
@@ -123,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
         return _add_config_command(commands, name, partial(_with_config, function), summary)
 
     add_data_commands(add_plain_command, add_config_command)
+    add_rehearse_command(add_plain_command)
     add_speech_commands(add_plain_command)
     return parser
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_higgs.cli.arguments import count, count_or_zero, device, numbers, positive_or_zero, seconds, seed, share
+from ds_higgs.cli.arguments import count, count_or_zero, numbers, positive_or_zero, seconds
+from ds_higgs.cli.speaking import add_place_flags, add_sampling_flags, speech_options
 from ds_higgs.errors import UserError
 from ds_higgs.job.answers import print_answer
 from ds_higgs.job.preflight import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
-    from ds_higgs.commands.generate import SpeechOptions
     from ds_higgs.data.prompt_forms import PromptForm, ReferenceTurn
 
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -116,28 +116,15 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="how speech is asked for: as in examples/voice_cloning, or as servers do (as the run was trained)",
     )
     parser.add_argument("--base", help="base checkpoint, folder or hub id (the one that the adapter names)")
-    parser.add_argument("--revision", help="of a hub repository")
     parser.add_argument(
         "--step", type=count_or_zero, help="of a run: the adapter of this step (the final or a newer one)"
     )
-    parser.add_argument("--codec", help="audio codec, folder or hub id (the base checkpoint's own)")
-    parser.add_argument("--device", type=device, help="such as cuda:1 or cpu (the GPU, where there is one)")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), help="of the model (bf16 on a GPU, else fp32)")
+    add_place_flags(parser)
 
 
 def _add_speech_flags(parser: argparse.ArgumentParser, *, count_help: str) -> None:
     parser.add_argument("--count", type=count, help=count_help)
-    parser.add_argument("--seed", type=seed, default=0, help="the same seed gives the same speech (0)")
-    parser.add_argument(
-        "--temperature", type=positive_or_zero, default=0.7, help="0 takes the likeliest code, always (0.7)"
-    )
-    parser.add_argument("--top-k", type=count, help="draw from so many likeliest codes (no limit)")
-    parser.add_argument("--top-p", type=share, default=0.95, help="draw from the likeliest codes of this share (0.95)")
-    parser.add_argument(
-        "--ras-window", type=count_or_zero, default=7, help="frames of repetition-aware sampling; 0 switches it off (7)"
-    )
-    parser.add_argument("--ras-max-repeats", type=count, default=2, help="repeats allowed in that window (2)")
-    parser.add_argument("--max-seconds", type=seconds, default=30.0, help="longest speech (30)")
+    add_sampling_flags(parser)
     parser.add_argument("--cache-dir", type=Path, help="code cache (the run's, else the user's)")
     parser.add_argument(
         "--on-bad-sample", choices=("error", "skip"), help="at a sample of a manifest that cannot be used (as the run)"
@@ -194,7 +181,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         max_audio_s=arguments.max_audio_s,
         cache_dir=arguments.cache_dir,
     )
-    speech = replace(_speech_options(arguments), cfg_scale=arguments.cfg_scale)
+    speech = replace(speech_options(arguments), cfg_scale=arguments.cfg_scale)
     voice, _ = load_voice(options)
     if arguments.manifest is not None:
         rows = speak_manifest(
@@ -246,7 +233,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         columns,
         arguments.manifest or _val_manifest(arguments.sources),
         out,
-        speech=_speech_options(arguments),
+        speech=speech_options(arguments),
         count=8 if arguments.count is None else arguments.count,
         batch_size=arguments.batch_size,
         judges=judges,
@@ -273,20 +260,6 @@ def _check_speech_out(out: Path, *, is_folder: bool) -> None:
     if out.suffix.lower() != ".wav":
         raise UserError(f"--out: {out}: speech is written as WAV; expected a name that ends with .wav")
     check_file_writable(out, "--out")
-
-
-def _speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
-    from ds_higgs.commands.generate import SpeechOptions
-    from ds_higgs.model.generation import Sampling
-
-    sampling = Sampling(
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        ras_window=arguments.ras_window or None,
-        ras_max_repeats=arguments.ras_max_repeats,
-    )
-    return SpeechOptions(sampling, seed=arguments.seed, max_seconds=arguments.max_seconds)
 
 
 def _val_manifest(sources: list[Path]) -> Path:
