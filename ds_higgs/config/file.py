@@ -24,6 +24,7 @@ SHORT_FLAGS = {
     "lr": "optim.learning_rate",
     "epochs": "run.epochs",
     "grad_accum": "optim.gradient_accumulation_steps",
+    "global_batch_size": "optim.global_batch_size",
     "warmup": "optim.warmup_steps",
     "wd": "optim.weight_decay",
     "lora_r": "lora.rank",

@@ -79,8 +79,10 @@ class DataConfig(Section):
     )
     codec: PathText | None = Field(None, description="Codec folder or hub id; the base checkpoint's own if unset.")
     batch_size: Count = Field(2, description="Samples in a micro-batch, per GPU.")
-    max_tokens: Count | None = Field(
-        None, description="Expanded positions in a micro-batch, padding included; replaces batch_size."
+    max_tokens: Count | Literal["auto"] | None = Field(
+        None,
+        description="Expanded positions in a micro-batch, padding included; replaces batch_size. "
+        "auto: as many as fit the device by the estimate.",
     )
     num_workers: CountOrZero = Field(2, description="Collation processes per GPU.")
     on_bad_sample: Literal["error", "skip"] = Field(
@@ -182,6 +184,17 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up, to 0.")
     max_grad_norm: PositiveOrZero = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-batches per GPU in one optimizer step.")
+    global_batch_size: Count | None = Field(
+        None,
+        description="Samples in one optimizer step, of all GPUs together; replaces data.batch_size and "
+        "gradient_accumulation_steps, which follow from what fits the device by the estimate.",
+    )
+
+    @model_validator(mode="after")
+    def _one_size_of_a_step(self) -> "OptimConfig":
+        if self.global_batch_size is not None and self.gradient_accumulation_steps > 1:
+            raise ValueError("global_batch_size and gradient_accumulation_steps are both set: expected one of them")
+        return self
 
 
 class MemoryConfig(Section):
@@ -296,6 +309,16 @@ class Config(Section):
         if train is not None and train.mode != "lora" and changed:
             raise ValueError(f"train.mode {train.mode} has no LoRA: leave out {', '.join(changed)}")
         return lora
+
+    @field_validator("optim")
+    @classmethod
+    def _batches_are_cut_one_way(cls, optim: OptimConfig, info: ValidationInfo) -> OptimConfig:
+        data = info.data.get("data")
+        if optim.global_batch_size is not None and data is not None and data.max_tokens is not None:
+            raise ValueError("global_batch_size and data.max_tokens are both set: expected one of them")
+        if optim.global_batch_size is not None and data is not None and data.train:
+            raise ValueError("global_batch_size needs data.train_manifest; for a mixture (data.train) set data.batch_size")
+        return optim
 
     @field_validator("zero")
     @classmethod

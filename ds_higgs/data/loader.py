@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,6 +32,8 @@ class StepLoader:
     drawn: the step last handed out, as all ranks have it.
 
     Args:
+        whole_steps: what the order calls a micro-batch is a whole step's samples, sorted by length: it is split evenly
+            over ranks and accumulation slots, so that the samples of a step depend on neither.
         prefetch_steps: how many steps ahead the workers collate.
     """
 
@@ -45,6 +48,7 @@ class StepLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         prefetch_steps: int = 2,
+        whole_steps: bool = False,
     ):
         self.order = order
         self.collator = collator
@@ -54,10 +58,16 @@ class StepLoader:
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.prefetch_steps = prefetch_steps
+        self.whole_steps = whole_steps
         self.workers = Workers()
         self.epoch = 0
         self.micro_batches_done = 0
         self.drawn: Step = ()
+
+    @property
+    def draws_per_step(self) -> int:
+        """How far the position moves on in a step."""
+        return 1 if self.whole_steps else self.micro_batches_per_step
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -76,7 +86,7 @@ class StepLoader:
         total, left = 0, None
         for epoch in range(epochs):
             if at_most is not None:
-                left = (at_most - total) * self.micro_batches_per_step
+                left = (at_most - total) * self.draws_per_step
             total += self._as_steps(self.order.count(epoch, at_most=left))
             if total == at_most:
                 break
@@ -124,14 +134,16 @@ class StepLoader:
     def _own_draws(self, steps: deque[Step]) -> Iterator[Draw]:
         """This rank's micro-batches from the current position on, empty where the epoch's last step has no more."""
         draws = self.order.draws(self.epoch, self.micro_batches_done)
-        while step := tuple(islice(draws, self.micro_batches_per_step)):
+        while step := tuple(islice(draws, self.draws_per_step)):
             steps.append(step)
+            if self.whole_steps:
+                step = _split(step[0], self.micro_batches_per_step)
             for slot in range(self.gradient_accumulation_steps):
                 number = slot * self.world_size + self.rank
                 yield step[number] if number < len(step) else step[0]._replace(samples=step[0].samples[:0])
 
     def _as_steps(self, num_micro_batches: int) -> int:
-        return -(-num_micro_batches // self.micro_batches_per_step)
+        return -(-num_micro_batches // self.draws_per_step)
 
     def _build_data_loader(self, draws: Iterator[Draw]) -> DataLoader:
         prefetch_factor = None
@@ -173,6 +185,11 @@ class _MicroBatches(Dataset):
 
     def _collate(self, samples: Samples, indices: Sequence[int]) -> Batch:
         return self._collator([samples[index] for index in indices], [samples.sample_id(index) for index in indices])
+
+
+def _split(draw: Draw, parts: int) -> Step:
+    """In the order of its samples, as evenly as possible."""
+    return tuple(draw._replace(samples=samples) for samples in np.array_split(draw.samples, parts))
 
 
 def _unchanged(batch: Any) -> Any:

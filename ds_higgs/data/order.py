@@ -84,12 +84,14 @@ class EpochOrder:
         max_tokens: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
+        whole_steps: bool = False,
     ):
         self.dataset = dataset
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.seed = seed
         self.shuffle = shuffle
+        self.whole_steps = whole_steps
         self.even = max_tokens is None
         self._plan: tuple[int, EpochPlan] | None = None
 
@@ -111,7 +113,7 @@ class EpochOrder:
         return self.dataset.in_epoch(epoch, seed=self.seed)
 
     def describe(self) -> dict[str, Any]:
-        return {
+        described: dict[str, Any] = {
             "num_samples": len(self.dataset),
             "seed": self.seed,
             "batch_size": self.batch_size,
@@ -119,6 +121,7 @@ class EpochOrder:
             "shuffle": self.shuffle,
             "lengths_checksum": zlib.crc32(np.ascontiguousarray(self.dataset.lengths).tobytes()),
         }
+        return {**described, "whole_steps": True} if self.whole_steps else described  # unknown to older checkpoints
 
     def _plan_of(self, epoch: int) -> EpochPlan:
         if self._plan is None or self._plan[0] != epoch:
@@ -129,6 +132,7 @@ class EpochOrder:
                 batch_size=self.batch_size,
                 max_tokens=self.max_tokens,
                 shuffle=self.shuffle,
+                whole_steps=self.whole_steps,
             )
             self._plan = (epoch, plan)
         return self._plan[1]

@@ -35,6 +35,7 @@ def plan_epoch(
     batch_size: int | None = None,
     max_tokens: int | None = None,
     shuffle: bool = True,
+    whole_steps: bool = False,
 ) -> EpochPlan:
     """Cut an epoch into micro-batches by count (`batch_size`) or by budget (`max_tokens` padded positions).
 
@@ -44,6 +45,8 @@ def plan_epoch(
 
     Args:
         lengths: [num_samples] expanded lengths; none may exceed `max_tokens`.
+        whole_steps: each "micro-batch" is what a whole optimizer step learns from, to be split over ranks: samples of
+            all lengths then, sorted so that the parts are of one length each.
     """
     assert (batch_size is None) != (max_tokens is None), "one of batch_size and max_tokens"
     padded = round_up(lengths)
@@ -52,6 +55,9 @@ def plan_epoch(
         return EpochPlan(samples, _cut(padded, batch_size, max_tokens))
     rng = np.random.default_rng([seed, epoch])
     samples = rng.permutation(len(lengths)).astype(np.int32)
+    if whole_steps:
+        assert batch_size is not None, "steps are cut by count"
+        return EpochPlan(_sort_in_windows(samples, padded, batch_size), _cut(padded, batch_size, None))
     samples = _sort_in_windows(samples, padded, _window_size(padded, batch_size, max_tokens))
     ends = _cut(padded[samples], batch_size, max_tokens)
     return _shuffle_batches(samples, ends, rng)
