@@ -67,7 +67,7 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
         audio_root=config.audio_root,
         min_audio_s=config.min_audio_s,
         max_audio_s=config.max_audio_s,
-        max_tokens=config.max_tokens,
+        max_tokens=None if config.max_tokens == "auto" else config.max_tokens,
         use_delay_pattern=_as_override(config.use_delay_pattern),
         encode_whisper_embed=_as_override(config.encode_whisper_embed),
         reference_turn=config.reference_turn,
@@ -192,6 +192,7 @@ def build_train_loader(
         world_size=ranks.world_size,
         num_workers=config.data.num_workers,
         pin_memory=distributed.training_device(ranks).type == "cuda",
+        whole_steps=config.optim.global_batch_size is not None,
     )
 
 
@@ -204,6 +205,10 @@ def _with_short_ones_repeated(
 
 def build_order(config: Config, datasets: Sequence[SampleSource]) -> Order:
     """Which samples are trained on when: one data set epoch by epoch, or several mixed."""
+    if config.optim.global_batch_size is not None:
+        return EpochOrder(
+            datasets[0], batch_size=config.optim.global_batch_size, seed=config.run.seed, whole_steps=True
+        )
     limits = _micro_batch_limits(config.data)
     if not config.data.train:
         return EpochOrder(datasets[0], seed=config.run.seed, **limits)

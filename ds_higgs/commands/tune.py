@@ -22,6 +22,8 @@ from ds_higgs.errors import UserError
 from ds_higgs.files import read_json_lines, write_atomically, write_json
 from ds_higgs.job import devices, distributed
 from ds_higgs.job.answers import print_answer
+
+from ds_higgs.training.batch_plan import leaves_batches_open
 from ds_higgs.training.memory_plan import build_estimator, configured_batch, configured_checkpointing, with_config
 from ds_higgs.training.zero import MONITOR_KEYS
 
@@ -169,6 +171,7 @@ def batch_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
     Recomputing costs time at the same size. Where every size fits it is tried once, at the best size, for the table.
     """
     data = tuner.config.data
+    assert data.max_tokens != "auto", "refused by run_tune"
     key, size = ("data.max_tokens", data.max_tokens) if data.max_tokens else ("data.batch_size", data.batch_size)
     sizes = [size // 2] * (size > 1) + [size * 2**power for power in range(7)]
     policies: tuple[str | int, ...] = ("none", 2, "full")
@@ -209,7 +212,16 @@ AXES: tuple[Axis, ...] = (batch_axis, stage_axis, overlap_axis, bucket_axis, off
 def run_tune(
     config: Config, *, num_processes: int, steps: int, max_trials: int, budget_s: float | None, timeout_s: float
 ) -> None:
-    """Search, and write `tune.json`, `best.yaml` and a table to `run.output_dir`."""
+    """Search, and write `tune.json`, `best.yaml` and a table to `run.output_dir`.
+
+    Raises:
+        UserError: for sizes that the configuration leaves to the estimate.
+    """
+    if leaves_batches_open(config):
+        raise UserError(
+            "optim.global_batch_size and data.max_tokens: auto leave tune no size to vary; expected numbers in "
+            "data.batch_size (or data.max_tokens) and optim.gradient_accumulation_steps"
+        )
     setup.check_run_folder(config)
     setup.check_code_cache(config.data)
     folder = config.run.output_dir

@@ -317,7 +317,9 @@ class Config(Section):
         if optim.global_batch_size is not None and data is not None and data.max_tokens is not None:
             raise ValueError("global_batch_size and data.max_tokens are both set: expected one of them")
         if optim.global_batch_size is not None and data is not None and data.train:
-            raise ValueError("global_batch_size needs data.train_manifest; for a mixture (data.train) set data.batch_size")
+            raise ValueError(
+                "global_batch_size needs data.train_manifest; for a mixture (data.train) set data.batch_size"
+            )
         return optim
 
     @field_validator("zero")

@@ -139,7 +139,8 @@ def resolve_checkpointing(
 
 
 def configured_batch(config: Config, positions: int) -> BatchShape:
-    """The fullest micro-batch, of samples of `positions` positions."""
-    if config.data.max_tokens is None:
+    """The fullest micro-batch, of samples of `positions` positions; one sample where its size is left to the device."""
+    max_tokens = config.data.max_tokens
+    if max_tokens is None:
         return BatchShape.typical(config.data.batch_size, positions)
-    return BatchShape.typical(max(1, config.data.max_tokens // positions), positions)
+    return BatchShape.typical(1 if max_tokens == "auto" else max(1, max_tokens // positions), positions)

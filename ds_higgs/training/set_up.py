@@ -22,6 +22,7 @@ from ds_higgs.losses import LossWeights
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
 from ds_higgs.speech.in_training import Listener
+from ds_higgs.training.batch_plan import decide_batches
 from ds_higgs.training.engine import (
     build_engine,
     build_trained_model,
@@ -46,8 +47,7 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
         Stopped: a rank was asked to stop meanwhile.
     """
     choose_algorithms(deterministic=config.run.deterministic)
-    deepspeed_config = build_deepspeed_config(config)
-    check_trackers(deepspeed_config)
+    check_trackers(build_deepspeed_config(config))
     warn_of_hasty_start(config.optim)
     warn_of_missing_end(config.loss)
     warn_of_high_rate(config)
@@ -61,7 +61,8 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
     checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
 
     stop_requests.stop_here()
-    engine = _build_engine(config, base, material, settings, deepspeed_config, ranks)
+    deepspeed_config = build_deepspeed_config(material.config)
+    engine = _build_engine(base, material, settings, deepspeed_config, ranks)
     trainer = Trainer(
         config,
         ranks,
@@ -115,8 +116,12 @@ def warn_of_high_rate(config: Config) -> None:
 
 @dataclass(frozen=True)
 class _Material:
-    """What a run learns from, and how it is weighed."""
+    """What a run learns from, and how it is weighed.
 
+    config: with numbers where the sizes of batches were left to the device.
+    """
+
+    config: Config
     train: list[HiggsDataset]
     val: list[HiggsDataset]
     train_loader: StepLoader
@@ -129,13 +134,19 @@ class _Material:
     @property
     def longest(self) -> int:
         """Positions of the longest training sample."""
-        return max(int(dataset.lengths.max()) for dataset in self.train)
+        return longest_sample(self.train)
+
+
+def longest_sample(datasets: list[HiggsDataset]) -> int:
+    """Positions of the longest sample of all."""
+    return max(int(dataset.lengths.max()) for dataset in datasets)
 
 
 def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: StopRequests) -> _Material:
     rules = setup.build_sample_rules(config.data, base)
     weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
     train = setup.build_train_datasets(config, rules, ranks, stop_requests)
+    config = decide_batches(config, longest=longest_sample(train), ranks=ranks)
     train_loader = setup.build_train_loader(config, train, rules, ranks)
     val = setup.build_val_datasets(config, rules, ranks, stop_requests)
     validation_sets = [
@@ -143,6 +154,7 @@ def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: Sto
         for source, dataset in zip(config.data.val_sources, val, strict=True)
     ]
     return _Material(
+        config=config,
         train=train,
         val=val,
         train_loader=train_loader,
@@ -155,13 +167,13 @@ def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: Sto
 
 
 def _build_engine(
-    config: Config,
     base: Path,
     material: _Material,
     settings: MemorySettings,
     deepspeed_config: dict[str, Any],
     ranks: Ranks,
 ) -> DeepSpeedEngine:
+    config = material.config
     settings = decide_checkpointing(config, settings, longest=material.longest, ranks=ranks)
     model = build_trained_model(config, base, settings)
     log_parameters(model)

@@ -175,6 +175,15 @@ def test_the_shortest_clip_is_not_longer_than_the_longest():
         load_config(None, {**MINIMAL, "data.min_audio_s": 5, "data.max_audio_s": 4})
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("optim.gradient_accumulation_steps", 2), ("data.max_tokens", 4000), ("data.max_tokens", "auto")],
+)
+def test_the_size_of_a_step_is_said_once(key, value):
+    with pytest.raises(UserError, match=r"global_batch_size and .* are both set"):
+        load_config(None, {**MINIMAL, "optim.global_batch_size": 16, key: value})
+
+
 def test_missing_keys_say_what_they_are():
     with pytest.raises(UserError) as error:
         load_config(None, {"run.output_dir": "out"})

@@ -9,7 +9,7 @@ class Goal:
 
     data: how much of what it is meant for.
     typical_samples, typical_seconds: of the data that the ready recipes are written for.
-    samples_per_step: of all GPUs and accumulation steps.
+    samples_per_step: of all GPUs, however many there are.
     reasons: why, by key.
     """
 
@@ -27,12 +27,11 @@ class Goal:
 
 @dataclass(frozen=True)
 class Card:
-    """What to train on. gib: of one GPU, 0 for a CPU. batch_size: samples of up to 30 s that fit beside the base."""
+    """What to train on. gib: of one GPU, 0 for a CPU."""
 
     name: str
     gib: float
     num_gpus: int
-    batch_size: int
     quantization: str | None = None
 
 
@@ -95,10 +94,10 @@ GOALS = {
 CARDS = {
     card.name: card
     for card in (
-        Card("16gb", 16, 1, batch_size=1, quantization="nf4"),
-        Card("24gb", 24, 1, batch_size=1),
-        Card("80gb", 80, 1, batch_size=8),
-        Card("8xh200", 141, 8, batch_size=8),
+        Card("16gb", 16, 1, quantization="nf4"),
+        Card("24gb", 24, 1),
+        Card("80gb", 80, 1),
+        Card("8xh200", 141, 8),
     )
 }
 
@@ -106,7 +105,7 @@ CARDS = {
 def find_card(gib: float, num_gpus: int) -> Card:
     """The settings for a machine with `num_gpus` GPUs of `gib` each; for none, those to try things out on a CPU."""
     if num_gpus == 0:
-        return Card("cpu", 0, 1, batch_size=4)
+        return Card("cpu", 0, 1)
     fitting = [card for card in CARDS.values() if card.gib <= gib * 1.1] or [CARDS["16gb"]]  # sold as 24, found as 23.6
     nearest = max(fitting, key=lambda card: card.gib)
-    return Card(f"{num_gpus} x {gib:.0f} GiB", gib, num_gpus, nearest.batch_size, nearest.quantization)
+    return Card(f"{num_gpus} x {gib:.0f} GiB", gib, num_gpus, nearest.quantization)

@@ -38,22 +38,21 @@ class Places:
 class Plan:
     """The numbers that follow from goal, card and data."""
 
-    accumulation: int
+    samples_per_step: int
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
     eval_steps: int
 
 
-def plan(goal: Goal, card: Card, *, num_samples: int) -> Plan:
+def plan(goal: Goal, *, num_samples: int) -> Plan:
     """Optimizer steps of a training set of `num_samples`."""
-    at_once = card.batch_size * card.num_gpus
-    accumulation = max(1, round(goal.samples_per_step / at_once))
-    steps_per_epoch = max(1, math.ceil(num_samples / (at_once * accumulation)))
+    samples_per_step = max(1, min(goal.samples_per_step, num_samples))
+    steps_per_epoch = max(1, math.ceil(num_samples / samples_per_step))
     total_steps = steps_per_epoch * goal.epochs
     warmup_steps = max(1, round(WARMUP_SHARE * total_steps))
     eval_steps = min(MAX_EVAL_STEPS, max(1, steps_per_epoch // EVALS_PER_EPOCH))
-    return Plan(accumulation, steps_per_epoch, total_steps, warmup_steps, eval_steps)
+    return Plan(samples_per_step, steps_per_epoch, total_steps, warmup_steps, eval_steps)
 
 
 def render(goal: Goal, card: Card, places: Places, *, num_samples: int, opening: Sequence[str], schema: str) -> str:
@@ -63,7 +62,7 @@ def render(goal: Goal, card: Card, places: Places, *, num_samples: int, opening:
         opening: comment lines that say what it is for and how it is started.
         schema: path or address of the JSON schema, for editors.
     """
-    numbers = plan(goal, card, num_samples=num_samples)
+    numbers = plan(goal, num_samples=num_samples)
     lines = [f"# yaml-language-server: $schema={schema}", "#", *(f"# {line}".rstrip() for line in opening)]
     for section, entries in _sections(goal, card, places, numbers).items():
         if entries:
@@ -89,7 +88,11 @@ def _sections(goal: Goal, card: Card, places: Places, numbers: Plan) -> dict[str
         "optim": [
             Line("learning_rate", goal.learning_rate, reasons["learning_rate"]),
             Line("warmup_steps", numbers.warmup_steps, f"3 % of {numbers.total_steps} steps"),
-            Line("gradient_accumulation_steps", numbers.accumulation, _step_size(card, numbers)),
+            Line(
+                "global_batch_size",
+                numbers.samples_per_step,
+                "samples in a step, on any number of GPUs",
+            ),
         ],
         "zero": [Line("stage", 2), Line("precision", "bf16")],
         "checkpoint": [Line("save_steps", numbers.eval_steps), Line("keep_latest", 2)],
@@ -111,7 +114,7 @@ def _data(card: Card, places: Places) -> list[Line]:
         lines.append(Line("val_manifest", places.validation))
     if places.cache is not None:
         lines.append(Line("cache_dir", places.cache))
-    return [*lines, Line("batch_size", card.batch_size, "per GPU; `ds-higgs estimate` tells what fits")]
+    return lines
 
 
 def _eval(card: Card, places: Places, numbers: Plan) -> list[Line]:
@@ -124,11 +127,6 @@ def _eval(card: Card, places: Places, numbers: Plan) -> list[Line]:
         Line("best_by", "audio_loss", "adapters/best is the one to listen to first"),
         Line("patience", 3, "evaluations without a better one, then the run ends"),
     ]
-
-
-def _step_size(card: Card, numbers: Plan) -> str:
-    samples = card.batch_size * card.num_gpus * numbers.accumulation
-    return f"{samples} samples a step: batch_size x {card.num_gpus} GPUs x this"
 
 
 def _rendered(line: Line) -> str:

@@ -40,7 +40,7 @@ def test_recordings_become_manifests_and_a_configuration(recordings, tiny_base, 
     assert config.data.train_manifest == tmp_path / "job" / "train.json"
     assert config.data.val_manifest.is_file()
     assert config.optim.learning_rate == GOALS["voice"].learning_rate
-    assert (config.optim.warmup_steps, config.data.batch_size) == (1, 1)
+    assert (config.optim.warmup_steps, config.optim.global_batch_size) == (1, 8)
     text = out.read_text()
     assert text.startswith("# yaml-language-server: $schema=/")
     assert "2 speakers: the goal `voice` is meant for 10 to 60 minutes of one person" in text
@@ -77,7 +77,7 @@ def test_facts_are_those_of_the_targets(example_dir, tmp_path):
 )
 def test_the_card_is_that_of_the_machine(gib, num_gpus, like):
     card = find_card(gib, num_gpus)
-    assert (card.batch_size, card.quantization) == (CARDS[like].batch_size, CARDS[like].quantization)
+    assert card.quantization == CARDS[like].quantization
     assert card.num_gpus == num_gpus
 
 

@@ -60,6 +60,7 @@ def make_loaders(lengths, world_size, accumulation, **settings):
             gradient_accumulation_steps=accumulation,
             rank=rank,
             world_size=world_size,
+            whole_steps=settings.get("whole_steps", False),
         )
         for rank in range(world_size)
     ]
@@ -201,3 +202,39 @@ def test_the_order_of_lengths_is_random_over_an_epoch():
     plan = plan_epoch(lengths, seed=0, epoch=0, max_tokens=8000)
     means = np.asarray([lengths[plan[number]].mean() for number in range(len(plan))])
     assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.1
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(lengths_of_samples, st.integers(1, 20), seeds, st.integers(1, 8), st.integers(1, 4))
+def test_whole_steps_have_the_same_samples_on_any_ranks(lengths, size, seed, world_size, accumulation):
+    limits = {"batch_size": size, "seed": seed, "whole_steps": True}
+    plain = [sorted(ids_in([step])) for step in next_steps(make_loaders(lengths, 1, 1, **limits))]
+    assert sorted(number for step in plain for number in step) == list(range(len(lengths)))
+    assert [len(step) for step in plain[:-1]] == [size] * (len(plain) - 1)
+    steps = next_steps(make_loaders(lengths, world_size, accumulation, **limits))
+    assert [sorted(ids_in([step])) for step in steps] == plain
+    for step in steps:
+        sizes = [len(slot) for rank in step for slot in rank]
+        assert max(sizes) - min(sizes) <= 1
+        assert len(sizes) == world_size * accumulation
+
+
+def test_whole_steps_are_of_all_lengths_in_parts_of_one_length_each():
+    lengths = np.arange(1, 401, dtype=np.int32) * 8
+    plan = plan_epoch(lengths, seed=0, epoch=0, batch_size=100, whole_steps=True)
+    for number in range(len(plan)):
+        step = lengths[plan[number]]
+        assert step.max() - step.min() > 3000
+        assert (np.diff(step) >= 0).all()
+
+
+def test_going_on_inside_an_epoch_of_whole_steps_on_other_ranks():
+    lengths = np.arange(1, 41, dtype=np.int32) * 8
+    whole = next_steps(make_loaders(lengths, 1, 2, batch_size=6, whole_steps=True))
+    loaders = make_loaders(lengths, 2, 1, batch_size=6, whole_steps=True)
+    first = next_steps(loaders, count=2)
+    others = make_loaders(lengths, 3, 1, batch_size=6, whole_steps=True)
+    for loader in others:
+        loader.load_state_dict(loaders[0].state_dict())
+    steps = [*first, *next_steps(others)]
+    assert [sorted(ids_in([step])) for step in steps] == [sorted(ids_in([step])) for step in whole]
