@@ -358,7 +358,10 @@ def _tensor(mode: SimulatedCuda, stock: Callable) -> Callable:
 
 
 def _attention(mode: SimulatedCuda, stock: Callable) -> Callable:
-    """The kernel that torch chooses on CUDA: flash without a mask in bf16, the memory-efficient one otherwise."""
+    """The kernel that torch chooses on CUDA: flash without a mask in bf16, else the memory-efficient one.
+
+    That one takes as many key as query heads; torch writes the scores out where there are fewer ("math").
+    """
 
     def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         if query.device.type != "cuda":
@@ -366,7 +369,7 @@ def _attention(mode: SimulatedCuda, stock: Callable) -> Callable:
         if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):
             mode.account.attention["flash"] += 1
             return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-        mode.account.attention["efficient"] += 1
+        mode.account.attention["efficient" if query.shape[1] == key.shape[1] else "math"] += 1
         groups = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, 1) if groups > 1 else states for states in (key, value))
         if attn_mask is not None:

@@ -191,10 +191,13 @@ def _attend(attention: LlamaAttention, hidden: torch.Tensor, rows: PackedRows, p
 
 def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """[batch, length, heads, head_dim] each, fewer heads in key and value; returns the query's shape."""
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True, enable_gqa=True
-    )
-    return out.transpose(1, 2)
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    share_heads = not query.is_cuda or query.dtype in (torch.bfloat16, torch.float16)
+    if (
+        not share_heads
+    ):  # flash takes no fp32, and the memory-efficient kernel no shared heads: torch would write scores out
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=share_heads).transpose(1, 2)
 
 
 def _flash_attention_2(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,11 @@ def with_a_mask(model: torch.nn.Module) -> None:
     packed_rows._sdpa = attend
 
 
+def in_fp32(model: torch.nn.Module) -> None:
+    stock = packed_rows._sdpa
+    packed_rows._sdpa = lambda *states: stock(*(one.float() for one in states)).to(states[0].dtype)
+
+
 def expanded_by_the_model(model: torch.nn.Module) -> None:
     step_module.forward_label_free = lambda model, inputs: model(**inputs, use_cache=False)
 
@@ -63,6 +68,7 @@ CHANGES: dict[str, Change | None] = {
     "on the cpu": after_layers(compute_on_the_cpu),
     "on two devices": after_layers(lambda rows: rows + torch.ones(3072, dtype=rows.dtype)),
     # These stay, and are the last.
+    "attention in fp32": in_fp32,
     "attention with a mask": with_a_mask,
     "expanded by the model": expanded_by_the_model,
 }

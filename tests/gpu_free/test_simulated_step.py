@@ -66,6 +66,10 @@ def test_the_step_launches_keeps_and_waits_for_no_more_than_it_did(counted):
     assert not find_problems(counted["whole"]), counted["whole"]
 
 
+def test_attention_in_fp32_writes_no_scores_out(counted):
+    assert set(counted["attention in fp32"]["attention"]) == {"efficient"}
+
+
 @pytest.mark.parametrize(
     ("broken", "problem"),
     [
