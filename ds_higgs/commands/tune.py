@@ -22,7 +22,6 @@ from ds_higgs.errors import UserError
 from ds_higgs.files import read_json_lines, write_atomically, write_json
 from ds_higgs.job import devices, distributed
 from ds_higgs.job.answers import print_answer
-
 from ds_higgs.training.batch_plan import leaves_batches_open
 from ds_higgs.training.memory_plan import build_estimator, configured_batch, configured_checkpointing, with_config
 from ds_higgs.training.zero import MONITOR_KEYS

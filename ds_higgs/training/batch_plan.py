@@ -5,7 +5,8 @@ import dataclasses
 from ds_higgs.config import Config
 from ds_higgs.data.sampling import LENGTH_MULTIPLE
 from ds_higgs.job import distributed
-from ds_higgs.job.distributed import Ranks, logger
+from ds_higgs.job.distributed import Ranks
+from ds_higgs.job.logs import logger
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, Estimator
 from ds_higgs.training.memory_plan import build_estimator, configured_checkpointing
 

@@ -42,7 +42,7 @@ def counted_once(monkeypatch, released):
     """The released model's parameters are counted once for all tests."""
 
     def build(config: Config, *, world_size: int, cuda: bool) -> Estimator:
-        return replace(released, policy=build_policy(config, world_size=world_size, cuda=cuda))
+        return replace(released, policy=build_policy(config, released.counts, world_size=world_size, cuda=cuda))
 
     monkeypatch.setattr(batch_plan, "build_estimator", build)
 
@@ -67,7 +67,7 @@ def decide(monkeypatch, *, gib: float, world_size: int = 1, data: dict | None = 
 def test_the_micro_batch_is_the_largest_that_fits(monkeypatch, released):
     config = decide(monkeypatch, gib=80, global_batch_size=500)
     size, micro_batches = config.data.batch_size, config.optim.gradient_accumulation_steps
-    policy = build_policy(config, world_size=1, cuda=False)
+    policy = build_policy(config, released.counts, world_size=1, cuda=False)
     estimator = replace(released, policy=policy)
     batch, larger = BatchShape.typical(size, LONGEST), BatchShape.typical(-(-500 // (micro_batches - 1)), LONGEST)
     assert estimator.fits(batch, checkpoint_every=None, memory_bytes=80 * GIB)
