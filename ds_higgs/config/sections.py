@@ -185,9 +185,7 @@ class OptimConfig(Section):
     max_grad_norm: PositiveOrZero = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-batches per GPU in one optimizer step.")
     global_batch_size: Count | None = Field(
-        None,
-        description="Samples in one optimizer step, of all GPUs together; replaces data.batch_size and "
-        "gradient_accumulation_steps, which follow from what fits the device by the estimate.",
+        None, description="Samples in a step, of all GPUs; batch_size and accumulation follow from what fits them."
     )
 
     @model_validator(mode="after")
@@ -317,9 +315,7 @@ class Config(Section):
         if optim.global_batch_size is not None and data is not None and data.max_tokens is not None:
             raise ValueError("global_batch_size and data.max_tokens are both set: expected one of them")
         if optim.global_batch_size is not None and data is not None and data.train:
-            raise ValueError(
-                "global_batch_size needs data.train_manifest; for a mixture (data.train) set data.batch_size"
-            )
+            raise ValueError("global_batch_size needs data.train_manifest: for a mixture set data.batch_size")
         return optim
 
     @field_validator("zero")
