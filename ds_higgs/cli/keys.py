@@ -22,7 +22,16 @@ _DEEPSPEED = (
     "data.batch_size",
     "data.max_tokens",
 )
-_MEMORY = ("model.*", "!model.allow_fork", "lora.*", "data.batch_size", "data.max_tokens", "zero.*", "memory.*")
+_MEMORY = (
+    "model.*",
+    "train.*",
+    "!model.allow_fork",
+    "lora.*",
+    "data.batch_size",
+    "data.max_tokens",
+    "zero.*",
+    "memory.*",
+)
 # Patterns of the keys that a command reads; "!" takes away again. Not named: all.
 READ_BY = {
     "prepare": _SAMPLES,

@@ -17,20 +17,25 @@ def allowed_values() -> dict[str, str]:
     found: dict[str, str] = {}
     for section, field in Config.model_fields.items():
         properties = schema["$defs"][field.annotation.__name__]["properties"]  # type: ignore[union-attr]
-        found |= {f"{section}.{key}": " | ".join(dict.fromkeys(_describe(value))) for key, value in properties.items()}
+        found |= {
+            f"{section}.{key}": " | ".join(dict.fromkeys(_describe(value, schema["$defs"])))
+            for key, value in properties.items()
+        }
     return found
 
 
-def _describe(schema: dict[str, Any]) -> Iterator[str]:
+def _describe(schema: dict[str, Any], sections: dict[str, Any]) -> Iterator[str]:
     """One text for each kind of value; null, which leaves a key unset, is none."""
     if "anyOf" in schema:
         for choice in schema["anyOf"]:
-            yield from _describe(choice)
+            yield from _describe(choice, sections)
+    elif "$ref" in schema:
+        yield f"{{{', '.join(sections[schema['$ref'].rpartition('/')[2]]['properties'])}}}"
     elif "enum" in schema or "const" in schema:
         yield from map(str, schema.get("enum", [schema.get("const")]))
     elif schema.get("type") == "array":
         items = schema.get("items") or {"anyOf": schema["prefixItems"]}
-        yield f"a list of: {' | '.join(dict.fromkeys(_describe(items)))}"
+        yield f"a list of: {' | '.join(dict.fromkeys(_describe(items, sections)))}"
     elif schema.get("type") in ("integer", "number"):
         yield _describe_number(schema)
     elif schema.get("type") != "null":
