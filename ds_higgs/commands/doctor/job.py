@@ -93,9 +93,9 @@ def _check_base(config: Config) -> Iterator[tuple[Finding, Path | None]]:
 
 def _check_codec(config: Config, base: Path | None) -> Iterator[Finding]:
     name = config.data.codec
-    if name is None:
-        own = base is not None and (base / CODEC_FOLDER).is_dir()
-        name = str(base / CODEC_FOLDER) if own and base is not None else hub.HIGGS_TOKENIZER
+    if name is None:  # a base with something wrong may still bring its codec
+        own = (base or Path(config.model.base).expanduser()) / CODEC_FOLDER
+        name = str(own) if own.is_dir() else hub.HIGGS_TOKENIZER
     folder = Path(name) if Path(name).exists() else hub.find_downloaded(str(name))
     if folder is None:
         yield find_repository(str(name), None)
