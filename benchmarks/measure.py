@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
+from ds_higgs.sizing import flops
+
 GIB = 2**30
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "boson-multimodal", "liger-kernel", "flash-attn")
-
-# Dense bf16 tensor-core peak in FLOP/s, from the vendor's data sheets.
-PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 def time_calls(function: Callable[[], object], *, calls: int, warmup: int, device: torch.device) -> dict[str, float]:
@@ -75,8 +74,7 @@ def peak_flops(device: torch.device) -> float | None:
     """The device's dense bf16 peak, None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    return flops.peak_flops(torch.cuda.get_device_name(device))
 
 
 def describe_run(device: torch.device) -> dict[str, Any]:

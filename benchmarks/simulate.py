@@ -30,6 +30,7 @@ from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import count_parameters, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, describe_checkpointing
+from ds_higgs.sizing.flops import PEAK_FLOPS
 from ds_higgs.sizing.inputs import BatchShape, Policy
 from ds_higgs.sizing.memory import estimate_memory
 from ds_higgs.sizing.shape import model_shape
@@ -38,7 +39,6 @@ from ds_higgs.training.step_module import StepModule
 BATCH_SIZES = (2, 8, 16)
 POSITIONS = (500, 2000)
 SECONDS_PER_LAUNCH = 5e-6
-PEAK_FLOPS = 989e12  # of the H200's data sheet, for the model FLOP utilisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _row(batch_size: int, positions: int, recompute: int | None, found: Simulate
         "kernels": found.kernels,
         "waits": len(found.forward_waits) + len(found.backward_waits),
         "predicted tokens/s": round(found.tokens_per_second),
-        "predicted mfu": flops / PEAK_FLOPS,
+        "predicted mfu": flops / PEAK_FLOPS["H200"],
     }
 
 

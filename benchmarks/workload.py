@@ -13,6 +13,8 @@ from ds_higgs.data.collation import BatchCollator
 from ds_higgs.layout import AudioLayout
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import apply_lora, unwrap
+from ds_higgs.sizing import flops
+from ds_higgs.sizing.shape import model_shape
 
 ALL_TARGETS = ("attention", "text_ffn", "audio_ffn")
 
@@ -130,7 +132,4 @@ def plain_loss(peft_model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def active_parameters(config: HiggsAudioConfig) -> int:
     """Weights of the layers that a position passes: attention and one of the two feed-forward paths."""
-    text = config.text_config
-    queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-    attention = 2 * text.hidden_size * queries + 2 * text.hidden_size * keys
-    return text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
+    return flops.active_parameters(model_shape(config))

@@ -108,6 +108,10 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
     def evaluation(self) -> Path:
         """What `ds-higgs evaluate` writes where it is told nothing else."""
         return self.path / "evaluation"

@@ -254,6 +254,7 @@ class LoggingConfig(Section):
     wandb: Text | None = Field(None, description="Weights & Biases project; needs the wandb package.")
     comet: Text | None = Field(None, description="Comet project; needs the comet_ml package.")
     csv: bool = Field(False, description="CSV files in OUTPUT_DIR/csv.")
+    profile_steps: CountOrZero = Field(0, description="Trace so many steps from the third on, in OUTPUT_DIR/profile.")
 
     @classmethod
     def silent(cls) -> "LoggingConfig":

@@ -17,7 +17,10 @@ from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import append_whole, read_json_lines, write_atomically
 from ds_higgs.job import devices
 from ds_higgs.job.logs import logger
+from ds_higgs.model.loading import HiggsAudioConfig
 from ds_higgs.run_folder import is_event
+from ds_higgs.sizing.flops import peak_tokens_per_second
+from ds_higgs.sizing.shape import model_shape
 from ds_higgs.training.results import StepResult
 from ds_higgs.training.save_errors import save_errors
 
@@ -114,6 +117,18 @@ def peak_memory_gib() -> float:
     if devices.uses_cuda():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def find_peak(model_config: HiggsAudioConfig, mode: str, world_size: int) -> float | None:
+    """Tokens a second of a job whose GPUs are at their peak; None on other devices, or where a part of it learns."""
+    if not devices.uses_cuda() or mode not in ("lora", "full"):
+        return None
+    return peak_tokens_per_second(
+        model_shape(model_config),
+        device_name=torch.cuda.get_device_name(),
+        num_devices=world_size,
+        frozen=mode == "lora",
+    )
 
 
 def track(engine: DeepSpeedEngine, step: int, values: Mapping[str, float]) -> None:

@@ -35,12 +35,14 @@ from ds_higgs.training.metrics import (
     Progress,
     StepTimer,
     eval_values,
+    find_peak,
     json_values,
     source_values,
     step_values,
     track,
 )
 from ds_higgs.training.position import Position
+from ds_higgs.training.profiling import profiling
 from ds_higgs.training.results import NonFiniteError, StepResult
 from ds_higgs.training.save_errors import save_errors
 from ds_higgs.training.stop_and_onset import Landmarks
@@ -81,6 +83,7 @@ class Trainer:
         self.weights = weights
         self.total_steps = total_steps
         self._resolved = resolved(config)
+        self._peak_tokens_per_second = find_peak(engine.module.higgs.config, config.train.mode, ranks.world_size)
         self.position = Position()
         self.best = Best(config.eval.best_by, config.eval.patience)
         self.folder = RunFolder(config.run.output_dir)
@@ -158,6 +161,8 @@ class Trainer:
         )
         if self.config.data.train:
             values["sources"] = source_values(result, self.train_loader)
+        if self._peak_tokens_per_second is not None:
+            values["mfu"] = values["tokens_per_second"] / self._peak_tokens_per_second
         self.position.remember_losses(values, "training")
         self.metrics.write("step", step=self.position.step, **values, skipped_steps=self.position.skipped_steps)
         if self.position.step % self.config.logging.log_steps == 0:
@@ -262,14 +267,17 @@ class Trainer:
     def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:
         """The rest of the run: epoch (from 1), this rank's micro-batches, a timer that started with loading them."""
         timer = StepTimer()
-        while not self._is_over:
-            epoch = self.train_loader.epoch + 1
-            timer.start()
-            for micro_batches in self.train_loader:
-                yield epoch, micro_batches, timer
-                if self._is_over:
-                    return
+        steps = self.config.logging.profile_steps if self.ranks.is_main else 0
+        with profiling(self.folder.profile, steps=steps) as step_done:
+            while not self._is_over:
+                epoch = self.train_loader.epoch + 1
                 timer.start()
+                for micro_batches in self.train_loader:
+                    yield epoch, micro_batches, timer
+                    step_done()
+                    if self._is_over:
+                        return
+                    timer.start()
 
     @property
     def _is_over(self) -> bool:

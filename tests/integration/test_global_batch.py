@@ -23,6 +23,7 @@ def train(folder: Path, base: Path, ranks: int) -> tuple[list[dict], dict]:
         optim={"global_batch_size": 6, "warmup_steps": 1, "eps": 1e-2},
         zero={"precision": "fp32"},
         checkpoint={"save_steps": 100},
+        logging={"profile_steps": 1},
     )
     done = launching.run_ranks(ranks, "-m", "ds_higgs", "train", "-c", config)
     assert done.returncode == 0, done.stdout[-5000:]
@@ -36,6 +37,10 @@ def test_one_rank_and_two_make_the_same_steps(tmp_path, tiny_base):
     two, built_for_two = train(tmp_path / "two", tiny_base, 2)
     assert built_for_one["train_micro_batch_size_per_gpu"] == 2 * built_for_two["train_micro_batch_size_per_gpu"] == 6
     assert len(one) == len(two) == STEPS
+    assert sorted(file.name for file in (tmp_path / "two" / "run" / "profile").iterdir()) == [
+        "operations.txt",
+        "trace.json.gz",
+    ]
     for first, second in zip(one, two, strict=True):
         for count in ("num_samples", "num_tokens", "num_text_targets", "num_audio_targets"):
             assert first[count] == second[count]
