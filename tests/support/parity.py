@@ -9,9 +9,11 @@ from torch import nn
 
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
 from ds_higgs.config import Config
-from ds_higgs.model.loading import load_tokenizer, read_model_config
+from ds_higgs.layout import ExpandedSequence, expand
+from ds_higgs.model.loading import HiggsAudioConfig, load_tokenizer, read_model_config
 from ds_higgs.training.engine import build_trained_model
 from ds_higgs.training.memory_plan import choose_memory_settings
+from ds_higgs.training.stop_and_onset import Landmarks
 from tests.support.batches import Sample, make_batch
 
 # The even ones go to rank 0 of 2, the odd ones to rank 1.
@@ -38,6 +40,8 @@ LONG_TEXTS = [
 ]
 SCENARIOS = {"all audio": WITH_AUDIO, "rank 1 without audio": RANK_1_WITHOUT_AUDIO, "long texts": LONG_TEXTS}
 STEPS = 2
+# Of averages that no loss depends on.
+LANDMARKS = Landmarks(stream_eos=1025, onset_frames=25, delay=1, audio_start=0, ends=())
 # How far two fp32 computations of one loss or gradient norm may lie apart, relatively. Each is the end of a chain of
 # some 250 operations (at most 4 layers, about 30 in the forward and 30 in the backward pass of each) that round by at
 # most 2^-24, independently: sqrt(250) x 2^-24 = 1e-6. Weights come from at most 3 updates that carry the same error,
@@ -81,11 +85,11 @@ def micro_batches(base: Path, scenario: str, *, count: int) -> list[Batch]:
     samples = SCENARIOS[scenario]
     tokenizer, config = load_tokenizer(base), read_model_config(base)
     single = [make_batch([sample], tokenizer, config, seed=i) for i, sample in enumerate(samples)]
-    return [_join(single[number::count]) for number in range(count)]
+    return [_join(single[number::count], config) for number in range(count)]
 
 
-def _join(batches: list[Batch]) -> Batch:
-    """One batch of several of one sample each, as the collator lays it out (padding on the right)."""
+def _join(batches: list[Batch], config: HiggsAudioConfig) -> Batch:
+    """One batch of several of one sample each, as the collator lays it out (padding on the right) and expands it."""
     width = max(batch.labels.text.shape[1] for batch in batches)
 
     def pad(tensor: torch.Tensor, value: int) -> torch.Tensor:
@@ -108,13 +112,28 @@ def _join(batches: list[Batch]) -> Batch:
                 offset += batch.model_inputs[f"{kind}_ids"].shape[1]
         inputs[f"{kind}_ids_start"] = torch.cat(starts) if starts else torch.zeros(0, dtype=torch.long)
     return Batch(
-        model_inputs=ModelInputs(**inputs),
+        model_inputs=ModelInputs(expanded=_expand(inputs, config), **inputs),
         labels=Labels(
             text=torch.cat([pad(b.labels.text, IGNORE_INDEX) for b in batches]),
             audio=torch.cat([b.labels.audio for b in batches], dim=1),
         ),
         sample_ids=tuple(name for b in batches for name in b.sample_ids),
         num_tokens=sum(b.num_tokens for b in batches),
+    )
+
+
+def _expand(inputs: dict[str, torch.Tensor], config: HiggsAudioConfig) -> ExpandedSequence:
+    def lengths(kind: str) -> torch.Tensor:
+        ends = inputs[f"{kind}_ids"].new_tensor([inputs[f"{kind}_ids"].shape[1]])
+        return torch.cat([inputs[f"{kind}_ids_start"], ends]).diff()
+
+    return expand(
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        audio_in_lengths=lengths("audio_in"),
+        audio_out_lengths=lengths("audio_out"),
+        placeholder_ids=(config.audio_in_token_idx, config.audio_out_token_idx),
+        pad_id=config.pad_token_id,
     )
 
 

@@ -20,7 +20,7 @@ from ds_higgs.training.engine import build_engine
 from ds_higgs.training.train_step import train_step
 from ds_higgs.training.validation import evaluate
 from ds_higgs.training.zero import build_deepspeed_config
-from tests.support.parity import STEPS, build_model, micro_batches, parity_config, trainable
+from tests.support.parity import LANDMARKS, STEPS, build_model, micro_batches, parity_config, trainable
 
 
 def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
@@ -40,7 +40,7 @@ def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
         "fresh": fresh,
         "grad_norms": [result.grad_norm for result in results],
         "losses": [result.loss for result in results],
-        "loss_after": evaluate(engine, own, weights).loss,
+        "loss_after": evaluate(engine, own, weights, LANDMARKS).losses.loss,
         "weights": master_weights(engine),
     }
     engine.destroy()
