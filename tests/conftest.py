@@ -1,5 +1,6 @@
 """Fixtures that all tests share, and what keeps one test from changing another."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in COSTLY_FIXTURES:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {name}"))
+
+
+def pytest_collection_finish() -> None:
+    """Set what has been imported and collected aside: every loading of a model looks for garbage, hundreds of times."""
+    gc.collect()
+    gc.freeze()
 
 
 def _is_costly(item: pytest.Item) -> bool:
