@@ -1,6 +1,7 @@
 """Everything on one CUDA GPU at the released model's shapes, with random weights: one command, under 8 minutes.
 
-    python benchmarks/h200.py                        # 5.77 B parameters, rank 16, bf16, samples of about 500 positions
+    python benchmarks/h200.py                        # 5.77 B parameters, rank 16, bf16; and what each choice gains
+    python benchmarks/h200.py --dry-run              # what would be measured, and what the simulation predicts
     python benchmarks/h200.py --device cpu --tiny    # the same code at toy shapes, to see that it runs
 
 Ours is the training step as `ds-higgs train` runs it: DeepSpeed's engine (ZeRO-2) and `train_step`. The plain step is
@@ -48,47 +49,110 @@ from ds_higgs.losses import LossWeights
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import unwrap
 from ds_higgs.model.patches import apply_patches
+from ds_higgs.sizing.estimator import describe_checkpointing
 from ds_higgs.training.engine import build_engine
 from ds_higgs.training.train_step import train_step
 from ds_higgs.training.zero import build_deepspeed_config
 
 OUT_OF_MEMORY = 3
+SIMULATED = Path(__file__).with_name("results") / "simulated_h200.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A step to measure. recompute: every N-th layer, 0 for none."""
+    """A step to measure; without arguments, the default of `ds-higgs train`. recompute: every N-th layer."""
 
-    step: str
-    batch_size: int
+    step: str = "ours"
+    batch_size: int = 8
+    positions: int = 500
     kernels: str = "torch"
+    compiled: bool = True
+    grouped_lora: bool = True
     attention: str = "sdpa"
     recompute: int = 0
     packed_rows: bool = True
     dropout: float = 0.05
 
 
+# What is decided: each is measured alone against the default, at the same batch.
+CHOICES = ("packed_rows", "grouped_lora", "kernels", "compiled", "attention", "recompute", "dropout")
+STOCK_LAYERS = {"kernels": "plain", "compiled": False, "grouped_lora": False, "packed_rows": False}
+
+
 def list_cases(*, cuda: bool, tiny: bool) -> list[Case]:
-    """The plain step and ours at equal batches, each patch, larger batches, and the optional kernels that are there."""
-    sizes = (1, 2) if tiny else (2, 8)
-    largest = 4 if tiny else 32
-    cases = [Case("plain", size, packed_rows=False) for size in sizes]
-    cases += [Case("ours", sizes[0], packed_rows=False)]
-    for size in (*sizes, largest):
-        cases += [Case("ours", size), Case("ours", size, recompute=1)]
-    cases += [Case("ours", sizes[1], recompute=2), Case("ours", sizes[1], dropout=0.0)]
+    """The default and the plain step, each choice alone, then larger batches and longer samples; as time allows."""
+    if tiny:
+        small = [Case(batch_size=size, positions=60, compiled=False) for size in (1, 2, 4)]
+        changes = (STOCK_LAYERS, {"grouped_lora": False}, {"recompute": 1})
+        return [
+            Case("plain", 2, 60, **STOCK_LAYERS),
+            *small,
+            *(dataclasses.replace(small[1], **one) for one in changes),
+        ]
+    default = Case()
+    alone: list[dict[str, Any]] = [
+        {"compiled": False},
+        {"kernels": "plain", "compiled": False},
+        {"grouped_lora": False},
+    ]
+    alone += [STOCK_LAYERS, {"recompute": 1}, {"recompute": 2}, {"dropout": 0.0}]
     if cuda and importlib.util.find_spec("liger_kernel"):
-        cases += [Case("ours", size, kernels="liger") for size in (*sizes, largest)]
+        alone.insert(0, {"kernels": "liger", "compiled": False})
     if cuda and importlib.util.find_spec("flash_attn"):
-        cases += [Case("ours", size, attention="flash_attention_2") for size in sizes]
-    return cases
+        alone.insert(0, {"attention": "flash_attention_2"})
+    cases = [default, Case("plain", **STOCK_LAYERS), *(dataclasses.replace(default, **change) for change in alone)]
+    cases += [Case(batch_size=size) for size in (2, 16, 32)] + [Case("plain", 2, **STOCK_LAYERS)]
+    cases += [Case(batch_size=size, positions=2000) for size in (2, 8)]
+    cases += [
+        dataclasses.replace(case, positions=2000)
+        for case in cases
+        if case.kernels == "liger" or "flash" in case.attention
+    ]
+    return [*cases, Case(batch_size=32, recompute=1), Case("plain", 2, 2000, **STOCK_LAYERS)]
+
+
+def predicted_tokens_per_second(case: Case) -> float | None:
+    """What `simulate.py` has predicted for an H200, for the settings that it knows; without torch.compile."""
+    usual = dataclasses.replace(Case(), batch_size=case.batch_size, positions=case.positions, recompute=case.recompute)
+    if dataclasses.replace(case, compiled=True) != usual or not SIMULATED.exists():
+        return None
+    policy = describe_checkpointing(case.recompute or None)
+    key = (case.batch_size, case.positions, policy)
+    rows = json.loads(SIMULATED.read_text())["rows"]
+    found = [row for row in rows if (row["batch"], row["positions"], row["checkpointing"]) == key]
+    return found[0]["predicted tokens/s"] if found else None
+
+
+def decide(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each choice against the default at the same batch, where nothing else differs; the fastest batch last."""
+    measured = [row for row in rows if row["step"] == "ours" and row.get("tokens/s")]
+    defaults = {(row["batch_size"], row["positions"]): row for row in measured if not _changed(row)}
+    found = []
+    for row in measured:
+        default = defaults.get((row["batch_size"], row["positions"]))
+        changed = _changed(row)
+        if default is not None and changed:
+            choice = ", ".join(f"{name}: {row[name]}" for name in changed)
+            speed, memory = (row[name] / default[name] for name in ("tokens/s", "peak_gib"))
+            at = f"{row['batch_size']} x {row['positions']}"
+            found.append({"choice": choice, "at": at, "speed": speed, "memory": memory, "take it": speed > 1.01})
+    fastest = max(measured, key=lambda row: row["tokens/s"], default=None)
+    if fastest is not None:
+        at = f"{fastest['batch_size']} x {fastest['positions']}"
+        found.append({"choice": "fastest of all", "at": at, "tokens/s": fastest["tokens/s"]})
+    return found
+
+
+def _changed(row: dict[str, Any]) -> list[str]:
+    """The choices of a case that are not the default's (at toy shapes nothing is compiled)."""
+    return [name for name in CHOICES if row[name] != getattr(Case(compiled=row["positions"] >= 500), name)]
 
 
 def run_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     """Build the model and measure one case on this process's device."""
     device = torch.device(arguments.device)
     config = small_config(hidden_size=128, num_layers=2, vocab_size=2048) if arguments.tiny else released_model_config()
-    positions = 60 if arguments.tiny else arguments.positions
+    positions = case.positions
     model = build_random_lora_model(
         config, dtype=torch.bfloat16, device=device, dropout=case.dropout, attention=case.attention
     )
@@ -96,6 +160,8 @@ def run_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         unwrap(model),
         packed_rows=case.packed_rows,
         kernels=case.kernels,
+        compiled=case.compiled,
+        grouped_lora=case.grouped_lora,
         activation_checkpointing=case.recompute or None,
     )
     spread = max(1, positions // 10)
@@ -184,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="toy shapes")
-    parser.add_argument("--positions", type=int, default=500, help="of a sample")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured, and what is predicted")
     parser.add_argument("--calls", type=int, default=10, help="timed steps of a case")
     parser.add_argument("--budget-s", type=float, default=430.0, help="start no case after this many seconds")
     parser.add_argument("--case-timeout-s", type=float, default=120.0)
@@ -193,6 +259,10 @@ def main() -> None:
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.dry_run:
+        cases = list_cases(cuda=arguments.device == "cuda", tiny=arguments.tiny)
+        print_table([{**dataclasses.asdict(case), **_prediction(case)} for case in cases])
+        return
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu --tiny shows that the benchmark runs")
     cases = list_cases(cuda=arguments.device == "cuda", tiny=arguments.tiny)
@@ -201,8 +271,15 @@ def main() -> None:
         return
     rows = measure_cases(cases, arguments)
     print_table([{name: value for name, value in row.items() if name != "profile"} for row in rows])
+    decisions = decide(rows)
+    print_table(decisions)
     run = describe_run(torch.device(arguments.device))
-    write_json(arguments.output, {"run": run, "tiny": arguments.tiny, "rows": rows})
+    write_json(arguments.output, {"run": run, "tiny": arguments.tiny, "rows": rows, "decisions": decisions})
+
+
+def _prediction(case: Case) -> dict[str, float]:
+    predicted = predicted_tokens_per_second(case)
+    return {} if predicted is None else {"predicted tokens/s": predicted}
 
 
 def run_child(case: Case, arguments: argparse.Namespace) -> None:
@@ -218,7 +295,7 @@ def run_child(case: Case, arguments: argparse.Namespace) -> None:
 def measure_cases(cases: list[Case], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row each; ratios are to the plain step of the same batch."""
     start, rows = time.monotonic(), []
-    plain: dict[int, float] = {}
+    plain: dict[tuple[int, int], float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, case in enumerate(cases):
             if time.monotonic() - start > arguments.budget_s:
@@ -227,11 +304,13 @@ def measure_cases(cases: list[Case], arguments: argparse.Namespace) -> list[dict
                 result = run_in_process(number, arguments, Path(folder) / "row.json")
             speed = result.get("tokens/s")
             if case.step == "plain" and speed:
-                plain[case.batch_size] = speed
-            if speed and case.batch_size in plain:
-                result["speedup"] = speed / plain[case.batch_size]
-            rows.append({**dataclasses.asdict(case), **result})
+                plain[case.batch_size, case.positions] = speed
+            rows.append({**dataclasses.asdict(case), **result, **_prediction(case)})
             print(f"{number + 1}/{len(cases)} {case}: {result['status']}", file=sys.stderr, flush=True)
+    for row in rows:
+        at = (row["batch_size"], row["positions"])
+        if row.get("tokens/s") and at in plain:
+            row["speedup"] = row["tokens/s"] / plain[at]
     return rows
 
 

@@ -85,6 +85,21 @@ def test_every_h200_case_is_at_the_released_shapes_or_tiny(benchmarks):
     assert {case.step for case in cases} == {"plain", "ours"}
     assert {case.batch_size for case in cases if case.step == "plain"} <= {case.batch_size for case in cases}
     assert max(case.batch_size for case in h200.list_cases(cuda=False, tiny=True)) <= 4
+    assert h200.predicted_tokens_per_second(h200.Case()) > 30_000
+    assert h200.predicted_tokens_per_second(h200.Case(grouped_lora=False)) is None
+
+
+def test_each_choice_of_h200_is_decided_against_the_default_at_its_batch(benchmarks):
+    h200 = benchmarks["h200"]
+    speeds = {h200.Case(): 100.0, h200.Case(kernels="liger", compiled=False): 110.0, h200.Case(recompute=1): 70.0}
+    speeds |= {h200.Case(batch_size=16): 130.0, h200.Case("plain", **h200.STOCK_LAYERS): 20.0}
+    rows = [{**dataclasses.asdict(case), "tokens/s": speed, "peak_gib": 1.0} for case, speed in speeds.items()]
+    liger, full, fastest = h200.decide(
+        [*rows, {**dataclasses.asdict(h200.Case(dropout=0.0)), "status": "out of memory"}]
+    )
+    assert (liger["choice"], liger["speed"], liger["take it"]) == ("kernels: liger, compiled: False", 1.1, True)
+    assert (full["choice"], full["speed"], full["take it"]) == ("recompute: 1", 0.7, False)
+    assert (fastest["at"], fastest["tokens/s"]) == ("16 x 500", 130.0)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda file: file.name)
