@@ -110,6 +110,9 @@ def write_usage(
         model_class, module = "HiggsAudioModel", "boson_multimodal.model.higgs_audio"
     arguments = repr(title) if merged else repr(base) + (f", revision={revision!r}" if revision else "")
     lines = [f"from {module} import {model_class}", f"model = {model_class}.from_pretrained({arguments})"]
+    if merged and layout == "transformers":
+        lines = [f"from transformers import AutoProcessor, {model_class}", *lines[1:]]
+        lines.append(f"processor = AutoProcessor.from_pretrained({title!r})")
     if not merged:
         lines = ["import torch.distributed.tensor  # before PEFT", "from peft import PeftModel", *lines]
         lines.append(f"model = PeftModel.from_pretrained(model, {title!r})")

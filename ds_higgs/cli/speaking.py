@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ds_higgs.cli.arguments import count, count_or_zero, device, positive_or_zero, seconds, seed, share
+from ds_higgs.errors import UserError
 
 if TYPE_CHECKING:
     from ds_higgs.commands.generate import SpeechOptions
@@ -21,6 +22,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Seed, sampling and length of the speech."""
     parser.add_argument("--seed", type=seed, default=0, help="the same seed gives the same speech (0)")
     parser.add_argument(
+        "--sampler", choices=("boson", "vllm-omni"), default="boson", help="the rules of drawing codes (boson's)"
+    )
+    parser.add_argument(
         "--temperature", type=positive_or_zero, default=0.7, help="0 takes the likeliest code, always (0.7)"
     )
     parser.add_argument("--top-k", type=count, help="draw from so many likeliest codes (no limit)")
@@ -33,9 +37,13 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
-    """What the flags of `add_sampling_flags` say."""
+    """What the flags of `add_sampling_flags` say.
+
+    Raises:
+        UserError: a server's rules, and others beside them.
+    """
     from ds_higgs.commands.generate import SpeechOptions
-    from ds_higgs.model.generation import Sampling
+    from ds_higgs.model.generation import VLLM_OMNI, Sampling
 
     sampling = Sampling(
         temperature=arguments.temperature,
@@ -44,4 +52,8 @@ def speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
         ras_window=arguments.ras_window or None,
         ras_max_repeats=arguments.ras_max_repeats,
     )
+    if arguments.sampler == "vllm-omni":
+        if sampling != Sampling():
+            raise UserError("--sampler vllm-omni: it has a temperature and limits of its own; expected it without such")
+        sampling = VLLM_OMNI
     return SpeechOptions(sampling, seed=arguments.seed, max_seconds=arguments.max_seconds)

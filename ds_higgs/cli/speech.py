@@ -155,6 +155,8 @@ def _export(arguments: argparse.Namespace) -> None:
     print_answer(f"{arguments.out}: {kind} in the {arguments.format} format; README.md tells how to use it")
     if arguments.push:
         print_answer(f"on the hub: {arguments.push}")
+    if arguments.format == "transformers" and not arguments.merge:
+        print_answer("vLLM-Omni ignores adapters that are not merged: for it, export with --merge")
 
 
 def _generate(arguments: argparse.Namespace) -> None:

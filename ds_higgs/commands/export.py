@@ -15,6 +15,7 @@ from ds_higgs import hub
 from ds_higgs.adapters.card import BASE_LICENCE, describe, write_card, write_command, write_usage
 from ds_higgs.adapters.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, merge_adapter, read_adapter_config
 from ds_higgs.adapters.native import save_native_adapter, save_native_model
+from ds_higgs.adapters.native_processor import save_native_processor
 from ds_higgs.adapters.opening import Adapter, open_adapter
 from ds_higgs.adapters.publishing import check_may_be_published, copy_samples, public_name, without_places, write_legal
 from ds_higgs.adapters.scaling import scale_adapter
@@ -147,7 +148,7 @@ def _export_merged(adapter: Adapter, out: Path, *, dtype: torch.dtype, layout: F
         save_native_model(model, out, eos_token_id=tokenizer.convert_tokens_to_ids("<|eot_id|>"))
     else:
         model.save_pretrained(out)
-    _copy_companions(base, out)
+    _complete_model(base, out, layout=layout)
 
 
 def _export_whole(
@@ -157,14 +158,17 @@ def _export_whole(
     end_of_turn = load_tokenizer(base).convert_tokens_to_ids("<|eot_id|>") if layout == "transformers" else None
     where = str(adapter.source)
     write_whole_model(base, whole, out, dtype=dtype, eos_token_id=end_of_turn, scale=scale, where=where)
-    _copy_companions(base, out)
+    _complete_model(base, out, layout=layout)
 
 
-def _copy_companions(base: Path, out: Path) -> None:
+def _complete_model(base: Path, out: Path, *, layout: Format) -> None:
+    """Put beside a model's weights what speaking with it needs."""
     for pattern in _COMPANIONS:
         for path in base.glob(pattern):
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, out / path.name)
+    if layout == "transformers":
+        save_native_processor(out, tokenizer=load_tokenizer(base), config=read_model_config(base))
 
 
 def _build_card(adapter: Adapter, out: Path, *, title: str, merged: bool, layout: Format, licence: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from boson_multimodal.model.higgs_audio.utils import revert_delay_pattern
 
 from ds_higgs.batch import ModelInputs
 from ds_higgs.model.guidance import Guidance, guided
+from ds_higgs.model.server_sampling import codes_as_served
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Sampling:
     top_k: None for no limit.
     ras_window: repetition-aware sampling: a code seen `ras_max_repeats` times in a codebook's last `ras_window` frames
         is drawn again without temperature or limits; None switches it off.
+    as_served: only codes that vLLM-Omni allows; see `server_sampling`.
     """
 
     temperature: float = 0.7
@@ -29,9 +31,12 @@ class Sampling:
     top_p: float = 0.95
     ras_window: int | None = 7
     ras_max_repeats: int = 2
+    as_served: bool = False
 
 
 GREEDY = Sampling(temperature=0.0, ras_window=None)
+# What vLLM-Omni does, whatever a request says.
+VLLM_OMNI = Sampling(temperature=1.0, top_k=50, as_served=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def generate_codes(
     inputs = prompt.to(model.device)
     # generate makes the segment locations itself, one sample being all there is
     kwargs = {name: tensor for name, tensor in inputs.items() if name != "audio_out_ids_start_group_loc"}
-    with evaluation_mode(model), torch.random.fork_rng(devices=_cuda_devices(model)), guided(model, guidance):
+    rules = codes_as_served(model) if sampling.as_served else nullcontext()
+    with evaluation_mode(model), torch.random.fork_rng(devices=_cuda_devices(model)), guided(model, guidance), rules:
         tokens, segments = model.generate(
             **kwargs,
             max_new_tokens=_stream_length(config, max_frames),
@@ -74,7 +80,7 @@ def generate_codes(
             **_sampling_kwargs(sampling),
         )
     stopped = int(tokens[0, -1]) == config.audio_eos_token_id
-    codes = _read_stream(segments[-1].clone().cpu(), config)
+    codes = read_stream(segments[-1].clone().cpu(), config)
     return GeneratedCodes(codes=codes[:, :max_frames], stopped_by="eos" if stopped else "length")
 
 
@@ -101,7 +107,7 @@ def _stream_length(config, num_frames: int) -> int:
     return num_frames + 2 + (config.audio_num_codebooks - 1 if config.use_delay_pattern else 0)
 
 
-def _read_stream(stream: torch.Tensor, config) -> torch.Tensor:
+def read_stream(stream: torch.Tensor, config) -> torch.Tensor:
     """[codebooks, columns] as generated, from stream BOS on -> [codebooks, frames] up to the first stream EOS."""
     if config.use_delay_pattern:
         if stream.shape[1] < config.audio_num_codebooks:

@@ -110,14 +110,18 @@ def to_native_config(config: HiggsAudioConfig, *, eos_token_id: int) -> dict[str
         "codebook_size": config.audio_codebook_size + _NUM_STREAM_SPECIALS,
         "audio_token_id": config.audio_out_token_idx,
         "audio_bos_token_id": config.audio_out_bos_token_id,
-        # 128014 in the released vocabulary: the reserved token between <|audio_out_bos|> and <|AUDIO|>.
-        "audio_delay_token_id": config.audio_out_bos_token_id + 1,
+        "audio_delay_token_id": delay_token_id(config),
         "audio_stream_bos_id": config.audio_stream_bos_id,
         "audio_stream_eos_id": config.audio_stream_eos_id,
         "pad_token_id": config.pad_token_id,
         "bos_token_id": text.bos_token_id,
         "eos_token_id": eos_token_id,
     }
+
+
+def delay_token_id(config: HiggsAudioConfig) -> int:
+    """128014 in the released vocabulary: the reserved token between <|audio_out_bos|> and <|AUDIO|>."""
+    return config.audio_out_bos_token_id + 1
 
 
 def _check_has_native_form(config: HiggsAudioConfig) -> None:

@@ -170,6 +170,10 @@ def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_p
         (["generate", "--adapter", "RUN", "--text", "a", "-o", "/proc/x.wav"], "--out: /proc cannot be written"),
         (["generate", "--adapter", "RUN", "--manifest", "m", "-o", "x", "--reference", "r"], "go with --text"),
         (["generate", "--adapter", "nowhere", "--text", "a", "-o", "x.wav"], "nowhere: not the folder of a run"),
+        (
+            ["generate", *["--adapter", "RUN", "--text", "a", "-o", "x.wav", "--sampler", "vllm-omni", "--top-k", "5"]],
+            "of its own",
+        ),
         (["evaluate"], "nothing to evaluate"),
         (["evaluate", "RUN", "--no-base", "--keep", "m.json"], "--keep compares with the base"),
         (["generate", "--base", "BASE", "--text", "a", "-o", "x.wav", "--lora-scale", "0"], "--lora-scale: no adapter"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ds_higgs.adapters.native_processor import CHAT_TEMPLATE, chat_template
 from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.prompt_forms import SERVED_SYSTEM_MESSAGE
@@ -35,8 +36,9 @@ def test_the_prompts_are_those_of_the_processor(tiny_base: Path, example_dir: Pa
     )
     asked = [(text, said, system or SERVED_SYSTEM_MESSAGE) for text, said, system in CONVERSATIONS]
     (tmp_path / "asked.json").write_text(json.dumps(asked))
+    (tmp_path / CHAT_TEMPLATE).write_text(chat_template())
     audio = example_dir / "audio" / "speaker_001_00.flac"
-    files = [tiny_base, audio, tmp_path / "asked.json", HERE / "chat_template.jinja", tmp_path / "found.json"]
+    files = [tiny_base, audio, tmp_path / "asked.json", tmp_path / CHAT_TEMPLATE, tmp_path / "found.json"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run([str(PYTHON), str(HERE / "prompts.py"), *map(str, files)], check=True, env=environment)
     found = json.loads((tmp_path / "found.json").read_text())

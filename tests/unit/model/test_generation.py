@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ds_higgs.batch import ModelInputs
-from ds_higgs.model.generation import GREEDY, Sampling, _read_stream, generate_codes, max_frames_for
+from ds_higgs.model.generation import GREEDY, Sampling, generate_codes, max_frames_for, read_stream
 from ds_higgs.model.loading import HiggsAudioModel, load_model, read_model_config
 
 MAX_FRAMES = 20
@@ -118,13 +118,13 @@ def delayed(frames: torch.Tensor) -> torch.Tensor:
 def test_a_stream_is_read_up_to_its_first_eos(tiny_base: Path):
     config = read_model_config(tiny_base)
     frames = torch.arange(8 * 6).view(8, 6)
-    assert torch.equal(_read_stream(delayed(frames), config), frames)
+    assert torch.equal(read_stream(delayed(frames), config), frames)
     unfinished = delayed(frames)[:, :10]
-    assert torch.equal(_read_stream(unfinished, config), frames[:, :2])
+    assert torch.equal(read_stream(unfinished, config), frames[:, :2])
     early = frames.clone()
     early[5, 3] = EOS
-    assert torch.equal(_read_stream(delayed(early), config), frames[:, :3])
-    assert _read_stream(delayed(frames)[:, :4], config).shape == (8, 0)
+    assert torch.equal(read_stream(delayed(early), config), frames[:, :3])
+    assert read_stream(delayed(frames)[:, :4], config).shape == (8, 0)
 
 
 def test_without_a_delay_pattern(tiny_base: Path):
@@ -132,7 +132,7 @@ def test_without_a_delay_pattern(tiny_base: Path):
     config.use_delay_pattern = False
     frames = torch.arange(8 * 6).view(8, 6)
     ends = torch.full((8, 1), 1024), torch.full((8, 1), EOS)
-    assert torch.equal(_read_stream(torch.cat([ends[0], frames, ends[1]], dim=1), config), frames)
+    assert torch.equal(read_stream(torch.cat([ends[0], frames, ends[1]], dim=1), config), frames)
 
 
 def test_frames_of_a_duration():
