@@ -234,7 +234,15 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (1440, False)])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (390, True),
+        (1440, False),
+        pytest.param(390, False, marks=pytest.mark.slow),
+        pytest.param(1440, True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_real_browser_shows_it(runs: tuple[Path, Path], tmp_path: Path, width: int, dark: bool, count: int):
     page = tmp_path / "report.html"
