@@ -1,5 +1,6 @@
 """The configuration's data section, made into rules, data sets and loaders."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -157,6 +158,8 @@ def encoding_progress(manifest: Path, *, enabled: bool) -> Iterator[Progress]:
     def show(done: int, total: int) -> None:
         if total > 0 and not bars:
             hidden = None if enabled else True  # None: shown on a terminal
+            if enabled and not sys.stderr.isatty():
+                logger.info("%s: encoding %d clips", manifest.name, total)
             bars.append(tqdm(total=total, unit="clip", desc=manifest.name, dynamic_ncols=True, disable=hidden))
         for bar in bars:
             bar.update(done - bar.n)
