@@ -15,6 +15,7 @@ from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
 
 # Rows of the feed-forward's width alive in SwiGLU's backward pass: its own gradient and what each way makes of it.
 SWIGLU_BACKWARD = {"torch": 4, "plain": 3, "liger": 1}
+SUB_GROUP = 10**9  # elements that ZeRO-3 updates at once
 FLASH_BLOCK = 128  # positions: what FlashAttention-2 rounds lengths up to in its workspace
 
 
@@ -52,6 +53,20 @@ def _moments(model: ModelShape, batch: BatchShape, policy: Policy, trainable: in
         yield Moment(below + step.layer() + step.rope(), work, of_heads)
         yield Moment(step.layer() + step.rope(), work, gradients)
     yield Moment(0, 0, gradients)
+    yield Moment(0, 0, _update_bytes(policy, trainable))
+
+
+def _update_bytes(policy: Policy, trainable: int) -> int:
+    """Gradients at their reduction and the update: the rank's own, whole, and its share as ZeRO makes fp32 of it.
+
+    As counted in DeepSpeed 0.19.8 with one rank; stage 3's share lies in a buffer of its own (see `memory`).
+    """
+    own, share = trainable * policy.element_bytes, trainable // policy.world_size
+    if policy.offload_optimizer or policy.zero_stage == 0:
+        return own
+    if policy.zero_stage == 1:
+        return own + share * (policy.element_bytes + FP32)
+    return own + share * FP32 if policy.zero_stage == 2 else max(own, FP32 * min(share, SUB_GROUP))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def estimate_memory(
     peak = fullest_moment(model, batch, policy, trainable=trainable)
     return {
         **_weight_terms(policy, frozen=frozen, trainable=trainable, quantizable=quantizable),
-        "gradients": peak.gradients,
+        "gradients": peak.gradients + _gradient_buffer(policy, trainable),
         "communication buckets": _bucket_bytes(policy, trainable),
         "activations": peak.kept,
         "working space": peak.work,
@@ -46,6 +46,13 @@ def _weight_terms(policy: Policy, *, frozen: int, trainable: int, quantizable: i
         "master weights": masters,
         "Adam moments": states,
     }
+
+
+def _gradient_buffer(policy: Policy, trainable: int) -> int:
+    """Where ZeRO-3 keeps a rank's share of the reduced gradients, all the time."""
+    if policy.zero_stage != 3 or policy.offload_optimizer:
+        return 0
+    return trainable // policy.world_size * (FP32 if policy.fp32_reduction else policy.element_bytes)
 
 
 def _bucket_bytes(policy: Policy, trainable: int) -> int:
