@@ -136,7 +136,7 @@ def main() -> None:
             rows.append({"from": kind, "model_gib": size / GIB, **json.loads(done.stdout.splitlines()[-1])})
             subprocess.run(["rm", "-rf", str(source), str(out)], check=True)
     print_table(rows)
-    write_json(arguments.output, {**describe_run(torch.device("cpu")), "rows": rows})
+    write_json(arguments.output, {"run": describe_run(torch.device("cpu")), "rows": rows})
 
 
 if __name__ == "__main__":

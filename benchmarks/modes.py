@@ -64,7 +64,7 @@ def main() -> None:
                 losses = train(run, base, mode, seed=seed, steps=arguments.steps)
                 rows.append({"seed": seed, "mode": mode, **losses})
     print_table(rows)
-    write_json(arguments.output, {**describe_run(torch.device("cpu")), "rows": rows})
+    write_json(arguments.output, {"run": describe_run(torch.device("cpu")), "rows": rows})
 
 
 if __name__ == "__main__":
