@@ -114,6 +114,7 @@ def _data(card: Card, places: Places) -> list[Line]:
         lines.append(Line("val_manifest", places.validation))
     if places.cache is not None:
         lines.append(Line("cache_dir", places.cache))
+    lines.append(Line("prompt_form", "boson", "as servers ask; as_is where nobody knows what references say"))
     return lines
 
 

@@ -29,7 +29,7 @@ def main(base: str, manifest: str, audio_root: str, folder: str) -> None:
             "eval.max_batches": 1,
             "logging.tensorboard": False,
             "logging.progress": False,
-            "optim.gradient_accumulation_steps": 2,
+            "optim.global_batch_size": 2,
         }
         if not torch.cuda.is_available():
             changes["model.quantization"] = None  # bitsandbytes has it on CUDA alone
