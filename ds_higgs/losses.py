@@ -139,12 +139,17 @@ def text_loss_sum(
         scale: [] fp32, what the caller multiplies the sum with, which is not done here. A frozen head's gradient is
             made with it from the start, and so rounded as in plain code.
     """
-    if any(head.children()) and any(hasattr(weight, "ds_id") for weight in head.parameters()):
-        chunk_rows = max(1, hidden_rows.shape[0])
+    chunk_rows = _rows_at_once(head, hidden_rows, chunk_rows)
     if hidden_rows.requires_grad and not any(weight.requires_grad for weight in head.parameters()):
         scale = hidden_rows.new_ones((), dtype=torch.float32) if scale is None else scale
         return _FrozenHeadLoss.apply(hidden_rows, labels, head, scale, chunk_rows)
     return _in_one_call(head, partial(_chunked_sum, labels=labels, chunk_rows=chunk_rows), hidden_rows)
+
+
+def _rows_at_once(head: nn.Module, hidden_rows: torch.Tensor, chunk_rows: int) -> int:
+    """All rows for a head of several modules that ZeRO-3 splits: it gathers them at each call of each, on all ranks."""
+    is_split = any(head.children()) and any(hasattr(weight, "ds_id") for weight in head.parameters())
+    return max(1, hidden_rows.shape[0]) if is_split else chunk_rows
 
 
 def _in_one_call(head: nn.Module, compute: Callable[[Project, torch.Tensor], T], hidden_rows: torch.Tensor) -> T:
@@ -204,6 +209,7 @@ def text_losses(
 
     The head is called as in `text_loss_sum`: once, and with `chunk_rows` rows of logits at a time.
     """
+    chunk_rows = _rows_at_once(head, hidden_rows, chunk_rows)
     return _in_one_call(head, partial(_chunked_losses, labels=labels, chunk_rows=chunk_rows), hidden_rows)
 
 
