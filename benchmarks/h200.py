@@ -174,7 +174,7 @@ def run_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     reset_peak_memory(device)
     timing = time_calls(step, calls=arguments.calls, warmup=2, device=device)
     tokens_per_second = batch.num_tokens / timing["p50_s"]
-    row = {"tokens/s": tokens_per_second, "peak_gib": peak_memory_gib(device), **timing, "positions": batch.num_tokens}
+    row = {"tokens/s": tokens_per_second, "peak_gib": peak_memory_gib(device), **timing, "num_tokens": batch.num_tokens}
     peak = peak_flops(device)
     if peak is not None:
         row["mfu"] = 4 * active_parameters(config) * tokens_per_second / peak
