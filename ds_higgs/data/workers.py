@@ -3,12 +3,15 @@
 import ctypes
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 from ds_higgs.job.processes import OtherProcess
 from ds_higgs.job.stopping import ignore_stop_signals
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Workers:
@@ -31,7 +34,7 @@ class Workers:
     def starter(self, count: int) -> Callable[[int], None]:
         """What `count` new workers have to call first, each with its place."""
         self._numbers = multiprocessing.RawArray(ctypes.c_int, count)
-        return partial(_begin, self._numbers)
+        return partial(_begin, self._numbers, os.getpid())
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -67,6 +70,18 @@ class Workers:
         return self._known[number]
 
 
-def _begin(numbers: ctypes.Array, place: int) -> None:
+def _begin(numbers: ctypes.Array, rank: int, place: int) -> None:
     numbers[place] = os.getpid()
     ignore_stop_signals()
+    _end_with(rank)
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however that ends.
+
+    The DataLoader's own look at the parent does not come to pass in a worker that waits for room in its pipe, whose
+    other end it holds open itself.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)

@@ -1,12 +1,14 @@
 """Steps for ranks: coverage, fillers, resume, workers, and no touch of the global random state."""
 
 import itertools
+import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -16,8 +18,10 @@ from ds_higgs.batch import IGNORE_INDEX
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.order import EpochOrder
+from ds_higgs.data.workers import Workers
 from ds_higgs.errors import UserError
-from tests.support.patience import HANG_S
+from ds_higgs.job.processes import OtherProcess
+from tests.support.patience import HANG_S, patience
 
 
 @pytest.fixture
@@ -181,6 +185,35 @@ def test_a_stopped_worker_that_the_rank_waits_for_is_found(make_loader):
         assert rest.result(timeout=HANG_S) == len(loader.order.dataset) - 1
     assert f"data worker 0 (process {worker}) is stopped" in next(message for message in found if message)
     assert loader.workers.stopped(looks=3) is None
+
+
+def test_a_worker_ends_with_a_rank_that_is_killed():
+    """Also one that waits: for room in its pipe, or for a lock that a thread of the rank held as it was forked."""
+    fork = multiprocessing.get_context("fork")
+    numbers = fork.Queue()
+
+    def work(begin):
+        begin(0)
+        numbers.put(os.getpid())
+        threading.Event().wait()
+
+    def start_a_worker():
+        fork.Process(target=work, args=(Workers().starter(1),)).start()
+        threading.Event().wait()
+
+    rank = fork.Process(target=start_a_worker)
+    rank.start()
+    worker = OtherProcess(numbers.get(timeout=HANG_S))
+    rank.kill()
+    rank.join()
+    deadline = time.monotonic() + patience(10)
+    try:
+        while not worker.is_dead():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker.number, signal.SIGKILL)
 
 
 def look_at(loader):
