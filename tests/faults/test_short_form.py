@@ -94,7 +94,7 @@ def _has_gone_on_without(job: Job) -> bool:
     return (
         told.count("going on without it") > 20
         and f"No space left on device: '{job.run_dir / 'metrics.jsonl'}'" in told
-        and re.search(r"rank 0: could not save the adapter .*step-\d+: .*No space left", told) is not None
+        and re.search(r"rank 0: could not save .*adapters/step-\d+: .*No space left", told) is not None
     )
 
 
