@@ -56,7 +56,7 @@ LONG_FORM = pytest.mark.slow
     ("launcher", "hang"),
     [
         ("deepspeed", True),
-        ("torchrun", False),
+        pytest.param("torchrun", False, marks=LONG_FORM),
         pytest.param("deepspeed", False, marks=LONG_FORM),
         pytest.param("torchrun", True, marks=LONG_FORM),
     ],

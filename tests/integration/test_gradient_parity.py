@@ -194,7 +194,7 @@ def settings_of_four(ranks: int) -> list[Setting]:
     [
         pytest.param(1, settings_of_four(1), id="1"),
         pytest.param(2, settings(2) + settings_of_long_texts((2,)) + settings_of_modes(), id="2"),
-        pytest.param(4, settings_of_four(4), id="4"),
+        pytest.param(4, settings_of_four(4), id="4", marks=pytest.mark.slow),
         pytest.param(2, settings(2, every=True) + settings_of_long_texts((1, 2)), id="2-every", marks=pytest.mark.slow),
         pytest.param(2, every_setting_of_modes(), id="2-modes", marks=pytest.mark.slow),
     ],

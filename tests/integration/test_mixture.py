@@ -84,6 +84,7 @@ def test_validation_manifests_have_names_and_one_value_together(lines):
     assert of("best", lines[1:])[-1]["step"] == best["step"]
 
 
+@pytest.mark.slow
 def test_it_goes_on_exactly_where_it_was(lines, tiny_base, example_dir):
     folder = lines[0]["folder"]
     from_here = folder / "run" / "checkpoints" / "step-00000003"
