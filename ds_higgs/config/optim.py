@@ -1,0 +1,30 @@
+"""`optim`: the optimizer, its schedule and the size of a step."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ds_higgs.config.section import Section
+from ds_higgs.config.types import Count, CountOrZero, Positive, PositiveOrZero, Probability
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: Positive = Field(2e-4, description="Peak learning rate.")
+    weight_decay: PositiveOrZero = Field(0.01, description="Decoupled weight decay.")
+    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Adam's decay rates.")
+    eps: Positive = Field(1e-8, description="Adam's epsilon.")
+    warmup_steps: CountOrZero = Field(0, description="Optimizer steps of linear warm-up.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up, to 0.")
+    max_grad_norm: PositiveOrZero = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
+    gradient_accumulation_steps: Count = Field(1, description="Micro-batches per GPU in one optimizer step.")
+    global_batch_size: Count | None = Field(
+        None, description="Samples in a step, of all GPUs; batch_size and accumulation follow from what fits them."
+    )
+
+    @model_validator(mode="after")
+    def _one_size_of_a_step(self) -> "OptimConfig":
+        if self.global_batch_size is not None and self.gradient_accumulation_steps > 1:
+            raise ValueError("global_batch_size and gradient_accumulation_steps are both set: expected one of them")
+        return self
