@@ -87,6 +87,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_text_lines(path: Path, key: str = "") -> list[str]:
+    """The lines of a text that a user wrote, without their ends.
+
+    Args:
+        key: of the configuration, that named the file.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    place = f"{key}: {path}" if key else str(path)
+    try:
+        return [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8-sig").split("\n")]
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: not UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read: {error.strerror}") from None
+
+
 def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The objects in a file of JSON lines; other lines are skipped with a warning. No file has no lines.
 

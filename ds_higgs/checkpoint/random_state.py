@@ -5,6 +5,8 @@ import random
 import numpy as np
 import torch
 
+from ds_higgs.job.devices import uses_cuda
+
 
 def capture_random_state() -> dict:
     """The state of every generator, as tensors and JSON-able values only."""
@@ -18,7 +20,7 @@ def capture_random_state() -> dict:
         "numpy": [int(position), int(has_gauss), float(cached_gaussian)],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if uses_cuda():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -31,7 +33,7 @@ def restore_random_state(state: dict) -> None:
     words = state["numpy_words"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", words, position, has_gauss, cached_gaussian))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and "cuda" in state:
+    if uses_cuda() and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
 
 

@@ -20,7 +20,15 @@ from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import VoiceRequest, served_form, write_sample
 from ds_higgs.data.prompts import collate_prompt
 from ds_higgs.errors import UserError
-from ds_higgs.files import append_whole, hash_file, read_json, read_json_lines, write_atomically, write_json
+from ds_higgs.files import (
+    append_whole,
+    hash_file,
+    read_json,
+    read_json_lines,
+    read_text_lines,
+    write_atomically,
+    write_json,
+)
 from ds_higgs.model.generation import generate_codes, max_frames_for
 from ds_higgs.speech.samples import save_wav
 
@@ -87,13 +95,7 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         UserError: it cannot be read, or holds none.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    texts = [line.strip() for line in lines if line.strip()]
+    texts = [line.strip() for line in read_text_lines(path) if line.strip()]
     if not texts:
         raise UserError(f"{path}: no text in it; expected one a line")
     return texts

@@ -15,6 +15,7 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
+from ds_higgs.job.devices import uses_cuda
 from ds_higgs.job.logs import phase
 from ds_higgs.model.loading import HiggsAudioModel, load_model
 
@@ -57,7 +58,7 @@ class Voice:
         Raises:
             UserError: for what is missing or does not fit.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or ("cuda" if uses_cuda() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         if rules.layout.whisper:
             raise UserError(f"{base}: speaking with a base checkpoint that has a Whisper tower is not supported")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ds_higgs.data.manifest import Entry, sample_id
 from ds_higgs.errors import UserError
+from ds_higgs.files import read_text_lines
 
 
 def read_exclude_list(path: Path, manifests: Collection[Path]) -> frozenset[str]:
@@ -13,15 +14,9 @@ def read_exclude_list(path: Path, manifests: Collection[Path]) -> frozenset[str]
     Raises:
         UserError: the file cannot be read, or with every line that is no sample's name of one of the manifests.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"data.exclude: {path}: not UTF-8") from None
-    except OSError as error:
-        raise UserError(f"data.exclude: {path}: cannot be read: {error.strerror}") from None
     known = {manifest.name for manifest in manifests}
     names, problems = set(), []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text_lines(path, "data.exclude"), start=1):
         name = line.strip()
         if not name or name.startswith("#"):
             continue
