@@ -88,3 +88,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def example_dir() -> Path:
     """The voice-cloning example: manifests, audio, config; read only."""
     return Path(__file__).parents[1] / "examples" / "voice_cloning"
+
+
+@pytest.fixture
+def example_flags(tiny_base, example_dir, tmp_path) -> list[str]:
+    """A run of the example, with a cache of its own."""
+    return [
+        f"--train_manifest={example_dir / 'train.json'}",
+        f"--val_manifest={example_dir / 'val.json'}",
+        f"--base_ckpt={tiny_base}",
+        f"--output_dir={tmp_path / 'run'}",
+        f"--data.cache_dir={tmp_path / 'cache'}",
+    ]

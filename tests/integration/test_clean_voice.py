@@ -45,32 +45,21 @@ def say(tmp_path):
     return run
 
 
-@pytest.fixture
-def flags(tiny_base, example_dir, tmp_path) -> list[str]:
-    return [
-        f"--train_manifest={example_dir / 'train.json'}",
-        f"--val_manifest={example_dir / 'val.json'}",
-        f"--base_ckpt={tiny_base}",
-        f"--output_dir={tmp_path / 'run'}",
-        f"--data.cache_dir={tmp_path / 'cache'}",
-    ]
-
-
-def test_standard_output_is_the_answer_alone(say, flags, tiny_base):
+def test_standard_output_is_the_answer_alone(say, example_flags, tiny_base):
     for command in ("validate", "doctor"):
-        said = say(command, "--json", *flags)
+        said = say(command, "--json", *example_flags)
         assert json.loads(said.out)["ok"] is True, said
         assert said.err == "", command
-    assert json.loads(say("zero-config", *flags).out)["zero_optimization"]["stage"] == 2
-    assert say("estimate", *flags).out.startswith(f"{tiny_base}: ")
-    wrong = say("validate", "--json", *flags, "--train_manifest=/nowhere.json")
+    assert json.loads(say("zero-config", *example_flags).out)["zero_optimization"]["stage"] == 2
+    assert say("estimate", *example_flags).out.startswith(f"{tiny_base}: ")
+    wrong = say("validate", "--json", *example_flags, "--train_manifest=/nowhere.json")
     assert (wrong.status, json.loads(wrong.out)["ok"]) == (2, False)
     assert wrong.err == "ds-higgs: 1 problem would stop training\n"
 
 
-def test_libraries_are_heard_where_it_is_asked_for(flags):
+def test_libraries_are_heard_where_it_is_asked_for(example_flags):
     """In a new interpreter: DeepSpeed says on standard output, as it is imported, that there is no GPU."""
-    command = [*launching.ds_higgs("doctor", "--json", "--verbose"), *flags]
+    command = [*launching.ds_higgs("doctor", "--json", "--verbose"), *example_flags]
     done = subprocess.run(command, env=free_environment(), capture_output=True, text=True, check=False)
     assert json.loads(done.stdout)["ok"] is True
     assert "Setting accelerator to" in done.stderr
@@ -97,17 +86,23 @@ print_answer("the answer", "\\udcff")
 
 
 @pytest.mark.parametrize("command", ["train --help", "estimate", "validate", "inspect", "zero-config"])
-def test_a_reader_that_leaves_is_no_failure(say, flags, tmp_path, command):
+def test_a_reader_that_leaves_is_no_failure(say, example_flags, tmp_path, command):
     """`ds-higgs COMMAND | head -0`, with standard error in a file and in a pipe that is gone too."""
     words = command.split()
     extra = ["-o", tmp_path / "inspect.html"] if words == ["inspect"] else []
-    said = say(*words, *([] if "--help" in words else flags), *extra, out="gone")
+    said = say(*words, *([] if "--help" in words else example_flags), *extra, out="gone")
     assert (said.status, said.err) == (0, "")
 
 
-def test_narrow_and_without_colours_and_elsewhere(say, flags, tmp_path):
+def test_narrow_and_without_colours_and_elsewhere(say, example_flags, tmp_path):
     narrow = {"COLUMNS": "60", "NO_COLOR": "1", "TERM": "xterm-256color"}
-    for words in (["--help"], ["train", "--help"], ["manifest", "--help"], ["doctor", *flags], ["validate", *flags]):
+    for words in (
+        ["--help"],
+        ["train", "--help"],
+        ["manifest", "--help"],
+        ["doctor", *example_flags],
+        ["validate", *example_flags],
+    ):
         said = say(*words, cwd=tmp_path, env=narrow)
         assert (said.status, "\x1b" in said.out) == (0, False), words
         if "--help" in words:
@@ -128,21 +123,21 @@ def test_narrow_and_without_colours_and_elsewhere(say, flags, tmp_path):
         ["generate", "--base", "BASE", "--text", "a", "-o", "a.wav"],
     ],
 )
-def test_a_place_that_cannot_be_written_is_told(say, flags, tiny_base, example_dir, words):
+def test_a_place_that_cannot_be_written_is_told(say, example_flags, tiny_base, example_dir, words):
     """In /proc/sys not even root makes a file."""
     given: list[str] = []
     for word in words:
         word = word.replace("EXAMPLE", str(example_dir)).replace("BASE", str(tiny_base))
-        given += flags if word == "FLAGS" else [word]
+        given += example_flags if word == "FLAGS" else [word]
     said = say(*given, cwd=Path("/proc/sys"), env={"HOME": "/proc/none"})
     assert said.status == 2
     assert said.err.startswith("ds-higgs: "), said.err
     assert "cannot be written" in said.err
 
 
-def test_nowhere_to_write_hinders_no_question(say, flags):
+def test_nowhere_to_write_hinders_no_question(say, example_flags):
     for command in ("validate", "estimate", "doctor"):
-        assert say(command, *flags, cwd=Path("/proc/sys"), env={"HOME": "/proc/none"}).status == 0
+        assert say(command, *example_flags, cwd=Path("/proc/sys"), env={"HOME": "/proc/none"}).status == 0
 
 
 def test_help_shows_the_keys_that_are_read(say):

@@ -8,6 +8,7 @@ import torch
 from ds_higgs.batch import ModelInputs
 from ds_higgs.model.generation import GREEDY, Sampling, generate_codes, max_frames_for, read_stream
 from ds_higgs.model.loading import HiggsAudioModel, load_model, read_model_config
+from tests.support.prompts import make_prompt
 
 MAX_FRAMES = 20
 EOS = 1025
@@ -21,18 +22,7 @@ def model(tiny_base: Path) -> HiggsAudioModel:
 
 @pytest.fixture
 def prompt(model: HiggsAudioModel) -> ModelInputs:
-    input_ids = torch.tensor([[3, 40, 65, model.config.audio_out_bos_token_id]])
-    empty = torch.zeros((8, 0), dtype=torch.long)
-    nothing = torch.zeros(0, dtype=torch.long)
-    return ModelInputs(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        audio_in_ids=empty,
-        audio_in_ids_start=nothing,
-        audio_out_ids=empty,
-        audio_out_ids_start=nothing,
-        audio_out_ids_start_group_loc=torch.tensor([0]),
-    )
+    return make_prompt(model, [40, 65])
 
 
 def speak(model: HiggsAudioModel, prompt: ModelInputs, *, sampling: Sampling = SERVED, seed: int = 0):

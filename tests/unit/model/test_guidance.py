@@ -9,6 +9,7 @@ from ds_higgs.batch import ModelInputs
 from ds_higgs.model.generation import GREEDY, Sampling, generate_codes
 from ds_higgs.model.guidance import Guidance
 from ds_higgs.model.loading import HiggsAudioModel, load_model
+from tests.support.prompts import make_prompt
 
 FRAMES = 12
 
@@ -16,24 +17,6 @@ FRAMES = 12
 @pytest.fixture(scope="module")
 def model(tiny_base: Path) -> HiggsAudioModel:
     return load_model(tiny_base, dtype=torch.float32).eval()
-
-
-def make_prompt(model: HiggsAudioModel, text: list[int], *, in_frames: int = 0, out_frames: int = 0) -> ModelInputs:
-    """Reference audio of a user message and of an assistant turn, then a text, then the start of the speech."""
-    config = model.config
-    tokens = [config.audio_in_token_idx] * bool(in_frames) + [config.audio_out_token_idx] * bool(out_frames)
-    input_ids = torch.tensor([[3, *tokens, *text, config.audio_out_bos_token_id]])
-    numbers = torch.Generator().manual_seed(in_frames)
-    start = torch.zeros(1, dtype=torch.long)
-    return ModelInputs(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        audio_in_ids=torch.randint(0, 1024, (8, in_frames), generator=numbers),
-        audio_in_ids_start=start[: bool(in_frames)],
-        audio_out_ids=torch.randint(0, 1024, (8, out_frames), generator=numbers),
-        audio_out_ids_start=start[: bool(out_frames)],
-        audio_out_ids_start_group_loc=torch.zeros(int(out_frames > 0), dtype=torch.long),
-    )
 
 
 def speak(model, prompt, guidance=None, *, sampling=GREEDY):

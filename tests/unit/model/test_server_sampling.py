@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ds_higgs.batch import ModelInputs
 from ds_higgs.errors import UserError
 from ds_higgs.model.generation import GREEDY, VLLM_OMNI, generate_codes
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.server_sampling import allowed_codes, codes_as_served
+from tests.support.prompts import make_prompt
 
 BOS, EOS = 5, 6
 
@@ -35,17 +35,7 @@ def test_what_may_be_drawn(delay, remaining, expected):
 
 def test_an_end_in_another_codebook_does_not_end_the_speech(tiny_base):
     model = load_model(tiny_base, dtype=torch.float32)
-    nothing, empty = torch.zeros(0, dtype=torch.long), torch.zeros((8, 0), dtype=torch.long)
-    input_ids = torch.tensor([[3, 40, 65, model.config.audio_out_bos_token_id]])
-    prompt = ModelInputs(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        audio_in_ids=empty,
-        audio_in_ids_start=nothing,
-        audio_out_ids=empty,
-        audio_out_ids_start=nothing,
-        audio_out_ids_start_group_loc=nothing,
-    )
+    prompt = make_prompt(model, [40, 65])
     eager_to_end(model, codebook=3)
     assert generate_codes(model, prompt, max_frames=12, sampling=GREEDY, seed=0).stopped_by == "eos"
     served = generate_codes(model, prompt, max_frames=12, sampling=VLLM_OMNI, seed=0)
