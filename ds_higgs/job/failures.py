@@ -6,6 +6,7 @@ announced.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -148,6 +149,7 @@ class _Watcher(_Checker):
 
     def fail(self, failure: Failure, error: BaseException) -> None:
         """Announce this rank's failure, let the others go first, and end the process with the message last."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it as soon as one of the others has gone
         first = self._first_failure(failure, may_be_a_consequence=_is_communication_error(error))
         if first.rank != self.watch.rank:
             self._end_after(first)

@@ -29,21 +29,25 @@ def train(config: Config) -> None:
     with FailureWatch(None, rank=ranks.rank, world_size=ranks.world_size, launcher_is_lost=launcher.is_lost) as watch:
         distributed.init_process_group()
         try:
-            with RunLock(config.run.output_dir), watch.in_folder(config.run.output_dir), lossy_output():
-                _train(config, ranks, launcher, watch)
+            with (
+                RunLock(config.run.output_dir),
+                StopRequests(launcher.is_lost) as stop_requests,  # open until a failure has been told
+                watch.in_folder(config.run.output_dir),
+                lossy_output(),
+            ):
+                watch.share(stop_requests)
+                _train(config, ranks, launcher, watch, stop_requests)
         finally:
             distributed.destroy_process_group()
 
 
-def _train(config: Config, ranks: Ranks, launcher: Launcher, watch: FailureWatch) -> None:
-    with StopRequests(launcher.is_lost) as stop_requests:
-        watch.share(stop_requests)
-        try:
-            trainer = set_up(config, ranks, stop_requests)
-            watch.checks.append(partial(trainer.train_loader.workers.stopped, looks=round(SILENCE_SECONDS)))
-            outcome = trainer.fit()
-        except Stopped:
-            outcome = Outcome.STOPPED
-        if outcome is Outcome.STOPPED:
-            reason = stop_requests.reason or stop_requests.heard
-            logger.info("stopped (%s); to go on: %s", reason, launcher.resume_command())
+def _train(config: Config, ranks: Ranks, launcher: Launcher, watch: FailureWatch, stop_requests: StopRequests) -> None:
+    try:
+        trainer = set_up(config, ranks, stop_requests)
+        watch.checks.append(partial(trainer.train_loader.workers.stopped, looks=round(SILENCE_SECONDS)))
+        outcome = trainer.fit()
+    except Stopped:
+        outcome = Outcome.STOPPED
+    if outcome is Outcome.STOPPED:
+        reason = stop_requests.reason or stop_requests.heard
+        logger.info("stopped (%s); to go on: %s", reason, launcher.resume_command())
