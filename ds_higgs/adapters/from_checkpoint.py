@@ -17,9 +17,13 @@ def read_adapter_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: if the checkpoint is incomplete or damaged, or asks to run code.
     """
-    weights = CheckpointWeights.open(checkpoint)
+    return {_adapter_name(name): weight for name, weight in read_trained(CheckpointWeights.open(checkpoint)).items()}
+
+
+def read_trained(weights: CheckpointWeights) -> dict[str, torch.Tensor]:
+    """All that a checkpoint trains, in the precision of the run, by the names of DeepSpeed's module."""
     dtype = DTYPES[weights.marker.precision]
-    return {_adapter_name(name): weights.read(name).to(dtype, copy=True) for name in weights.shapes}
+    return {name: weights.read(name).to(dtype, copy=True) for name in weights.shapes}
 
 
 def _adapter_name(name: str) -> str:

@@ -1,6 +1,6 @@
-"""What a run has trained so far, an adapter in PEFT format or weights of the base, written whole or not at all."""
+"""What a run has trained, an adapter in PEFT format or weights of the base, written whole or not at all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import deepspeed
@@ -9,11 +9,13 @@ from deepspeed import DeepSpeedEngine
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from ds_higgs.adapters.from_checkpoint import MODULE_PREFIX, read_trained
 from ds_higgs.adapters.record import AdapterRecord
-from ds_higgs.adapters.whole import WholeInfo, write_whole
+from ds_higgs.adapters.whole import WholeInfo, WholeWeights, write_whole
+from ds_higgs.checkpoint.weights import CheckpointWeights
 from ds_higgs.files import replaced_whole
 from ds_higgs.job import distributed
-from ds_higgs.model.loading import HiggsAudioModel
+from ds_higgs.model.loading import DTYPES, HiggsAudioModel
 from ds_higgs.model.trained import TrainMode, trained_shapes
 
 
@@ -32,16 +34,60 @@ def save_trained(
     model = engine.module.peft_model
     partitioned = engine.zero_optimization_stage() == 3
     if isinstance(model, PeftModel):
-        config = model.peft_config[model.active_adapter]
-        config.base_model_name_or_path, config.revision = base, revision
+        _name_base(model, base, revision)
         _save_adapter(model, folder, record, partitioned=partitioned)
     else:
         _save_whole(model, folder, record, WholeInfo(mode=mode, base=base, revision=revision), partitioned=partitioned)
 
 
+def save_from_files(
+    model: PeftModel | HiggsAudioModel,
+    weights: CheckpointWeights,
+    folder: Path,
+    *,
+    mode: TrainMode,
+    base: str,
+    revision: str | None,
+    record: AdapterRecord,
+) -> None:
+    """`save_trained` of what a checkpoint's files hold: by rank 0 alone, while `model` may be trained on.
+
+    Raises:
+        OSError: it could not be written.
+    """
+
+    def write_adapter(unfinished: Path) -> None:
+        trained = {name.removeprefix(MODULE_PREFIX): weight for name, weight in read_trained(weights).items()}
+        _write_adapter(model, unfinished, trained)
+
+    def write_whole_weights(unfinished: Path) -> None:
+        whole = WholeWeights.of(weights, mode=mode)
+        tensors = ((name, whole.read(name)) for name in whole.shapes)
+        info = WholeInfo(mode=mode, base=base, revision=revision)
+        write_whole(unfinished, info, tensors, shapes=whole.shapes, dtype=DTYPES[weights.marker.precision])
+
+    if isinstance(model, PeftModel):
+        _name_base(model, base, revision)
+        _write(folder, record, write_adapter)
+    else:
+        _write(folder, record, write_whole_weights)
+
+
+def _name_base(model: PeftModel, base: str, revision: str | None) -> None:
+    config = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path, config.revision = base, revision
+
+
+def _write_adapter(model: PeftModel, folder: Path, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+    """As PEFT does; `state_dict`: of the trained weights, None for those that `model` has."""
+    model.save_pretrained(
+        str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=state_dict and dict(state_dict)
+    )
+
+
 def _save_adapter(model: PeftModel, folder: Path, record: AdapterRecord, *, partitioned: bool) -> None:
     def write(unfinished: Path) -> None:
-        model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
+        _write_adapter(model, unfinished, None)
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with deepspeed.zero.GatheredParameters(trainable, modifier_rank=None, enabled=partitioned):

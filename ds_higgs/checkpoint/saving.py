@@ -9,35 +9,35 @@ import safetensors.torch
 import torch
 
 import ds_higgs.checkpoint.collective as collective
-from ds_higgs.checkpoint.folders import begin_partial, checkpoints_folder, publish, retain
-from ds_higgs.checkpoint.marker import MARKER_NAME, FileRecord, Marker, encode_marker
+from ds_higgs.checkpoint.background import Background
+from ds_higgs.checkpoint.deepspeed_parts import writes_through
+from ds_higgs.checkpoint.folders import begin_partial, checkpoints_folder
+from ds_higgs.checkpoint.marker import Marker
+from ds_higgs.checkpoint.pending import Commit, PendingCheckpoint, at_once, on_rank_zero
 from ds_higgs.checkpoint.trainable import engine_precision, list_trainable
-from ds_higgs.checkpoint.writing import HashingFile, RecordingWriter, describe_os_error, recorded_writes
+from ds_higgs.checkpoint.writing import RecordingWriter
 
 STATE_NAME = "state.json"
 _VERSIONED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "boson-multimodal", "numpy")
-
-
-class CheckpointSaveError(OSError):
-    """A checkpoint could not be written (full disk, read-only folder); the earlier ones are whole."""
 
 
 def rank_state_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def save_checkpoint(
+def begin_checkpoint(
     engine,
     run_dir: Path,
     *,
     step: int,
     state: Mapping[str, object],
     rank_state: Mapping[str, object],
-    keep_latest: int,
+    commit: Commit,
     fixed: Mapping[str, object] | None = None,
     validation_loss: float | None = None,
-) -> Path:
-    """Write `checkpoints/step-XXXXXXXX`, then delete what retention lets go. Called by every rank, between steps.
+    background: Background | None = None,
+) -> PendingCheckpoint:
+    """Begin `checkpoints/step-XXXXXXXX`. Called by every rank, between steps; so is all that it returns.
 
     The files go to a folder of another name, each is hashed and synced, the marker is written last, and a rename
     makes the checkpoint exist. Only then are older ones deleted.
@@ -45,16 +45,18 @@ def save_checkpoint(
     Args:
         state: JSON-able and the same on all ranks (position of the data, epoch, tokens seen, config).
         rank_state: tensors and JSON-able values of this rank (random generators).
-        keep_latest: how many to keep, beside the best by `validation_loss`.
+        commit: what rank 0 does once all files are whole.
         fixed: what a resumed run may not change, by config key; `load_checkpoint` compares it.
+        background: copy what is to be written, and leave the writing to it; None: everything is written on return.
 
     Raises:
-        CheckpointSaveError: on every rank, naming the files that could not be written on any of them.
+        CheckpointSaveError: on every rank, where the folder could not be made.
     """
-    assert keep_latest >= 1, keep_latest
+    assert commit.keep_latest >= 1, commit
     folder = checkpoints_folder(run_dir)
-    partial = _on_rank_zero(lambda: begin_partial(folder, step), folder)
-    files = _write_files(engine, partial, state=state, rank_state=rank_state)
+    partial = on_rank_zero(lambda: begin_partial(folder, step), folder)
+    writer = RecordingWriter() if background is None else background.writer()
+    _write_files(engine, writer, partial, state=state, rank_state=rank_state)
     marker = Marker(
         step=step,
         world_size=collective.world_size(),
@@ -64,52 +66,36 @@ def save_checkpoint(
         fixed=dict(fixed or {}),
         validation_loss=validation_loss,
         versions={package: version(package) for package in _VERSIONED_PACKAGES},
-        files=files,
+        files={},
     )
-    return _on_rank_zero(lambda: _complete(partial, marker, keep_latest), folder)
+    return PendingCheckpoint(partial, marker, writer, commit, at_once if background is None else background.submit)
+
+
+def save_checkpoint(engine, run_dir: Path, *, keep_latest: int, **contents) -> Path:
+    """`begin_checkpoint` with these `contents`, and wait for it.
+
+    Args:
+        keep_latest: how many to keep, beside the best by `validation_loss`.
+
+    Raises:
+        CheckpointSaveError: on every rank, naming the files that could not be written on any of them.
+    """
+    return begin_checkpoint(engine, run_dir, commit=Commit(keep_latest), **contents).finish()
 
 
 def _write_files(
-    engine, partial: Path, *, state: Mapping[str, object], rank_state: Mapping[str, object]
-) -> dict[str, FileRecord]:
-    with recorded_writes(engine) as writer:
+    engine,
+    writer: RecordingWriter,
+    partial: Path,
+    *,
+    state: Mapping[str, object],
+    rank_state: Mapping[str, object],
+) -> None:
+    with writes_through(engine, writer):
         engine.save_checkpoint(str(partial.parent), tag=partial.name, save_latest=False, exclude_frozen_parameters=True)
-        writer.save_bytes(encode_rank_state(rank_state), partial / rank_state_name(collective.rank()))
-        if collective.rank() == 0:
-            writer.save_bytes(json.dumps(state, indent=1).encode(), partial / STATE_NAME)
-    return _merge_records(writer, partial)
-
-
-def _merge_records(writer: RecordingWriter, partial: Path) -> dict[str, FileRecord]:
-    """All ranks' files, once it is known that every rank could write its own."""
-    gathered = collective.gather((writer.files, writer.problems))
-    problems = [f"rank {rank}: {problem}" for rank, (_, found) in enumerate(gathered) for problem in found]
-    if problems:
-        _on_rank_zero(lambda: _discard(partial), partial)
-        raise CheckpointSaveError(f"could not save {partial.name.removeprefix('.partial-')}: " + "; ".join(problems))
-    return {name: record for files, _ in gathered for name, record in files.items()}
-
-
-def _discard(partial: Path) -> None:
-    for path in partial.iterdir():
-        path.unlink()
-    partial.rmdir()
-
-
-def _complete(partial: Path, marker: Marker, keep_latest: int) -> Path:
-    file = HashingFile(partial / MARKER_NAME)
-    file.write(encode_marker(marker))
-    file.finish()
-    final = publish(partial, marker.step)
-    retain(final.parent, newest=final, keep_latest=keep_latest)
-    return final
-
-
-def _on_rank_zero(action, path: Path):
-    try:
-        return collective.on_rank_zero(action)
-    except OSError as error:
-        raise CheckpointSaveError(f"could not save a checkpoint: {describe_os_error(error, path)}") from error
+    writer.save_bytes(encode_rank_state(rank_state), partial / rank_state_name(collective.rank()))
+    if collective.rank() == 0:
+        writer.save_bytes(json.dumps(state, indent=1).encode(), partial / STATE_NAME)
 
 
 def encode_rank_state(rank_state: Mapping[str, object]) -> bytes:

@@ -11,7 +11,6 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from torch.serialization import get_crc32_options, set_crc32_options
 
-from ds_higgs.checkpoint.deepspeed_parts import writes_through
 from ds_higgs.checkpoint.marker import FileRecord
 
 _SYNC_BYTES = 64 << 20
@@ -96,10 +95,11 @@ class RecordingWriter(TorchCheckpointEngine):
         super().__init__()
         self.files: dict[str, FileRecord] = {}
         self.problems: list[str] = []
+        self._open: HashingFile | None = None
 
     def save(self, state_dict: dict, path: str) -> None:
         try:
-            file = HashingFile(Path(path))
+            file = self._open = HashingFile(Path(path))
             with _without_checksums_in_the_archive():
                 torch.save(state_dict, file)  # type: ignore[arg-type]
             self.files[Path(path).name] = file.finish()
@@ -109,11 +109,19 @@ class RecordingWriter(TorchCheckpointEngine):
     def save_bytes(self, data: bytes, path: Path) -> None:
         """Write a file of our own beside DeepSpeed's."""
         try:
-            file = HashingFile(path)
+            file = self._open = HashingFile(path)
             file.write(data)
             self.files[path.name] = file.finish()
         except OSError as error:
             self.problems.append(describe_os_error(error, path))
+
+    def write_queued(self) -> None:
+        """Nothing is: a file is written as it comes."""
+
+    def abandon(self) -> None:
+        """Called from another thread: drop what the file that is open has not written yet."""
+        if self._open is not None:
+            self._open.error = OSError("the save was abandoned")
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """The folder is there before DeepSpeed is asked to save."""
@@ -129,14 +137,6 @@ def _without_checksums_in_the_archive() -> Iterator[None]:
         yield
     finally:
         set_crc32_options(usual)
-
-
-@contextmanager
-def recorded_writes(engine) -> Iterator[RecordingWriter]:
-    """Let a DeepSpeed engine write through a RecordingWriter."""
-    writer = RecordingWriter()
-    with writes_through(engine, writer):
-        yield writer
 
 
 def describe_os_error(error: OSError, path: Path) -> str:

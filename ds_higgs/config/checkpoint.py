@@ -11,6 +11,9 @@ from ds_higgs.config.types import Count, PathText
 class CheckpointConfig(Section):
     """When to save, what to keep, where to go on."""
 
+    async_: bool = Field(
+        False, alias="async", description="Train on while a checkpoint is written, from a copy in CPU memory."
+    )
     save_steps: Count = Field(1000, description="Save every this many optimizer steps, and at the end.")
     keep_latest: Count = Field(3, description="Checkpoints kept.")
     keep_adapters: Count | None = Field(

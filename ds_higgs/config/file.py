@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ds_higgs.config.section import Section
 from ds_higgs.config.sections import Config
 from ds_higgs.config.yaml_text import parse_yaml
 from ds_higgs.errors import UserError
@@ -108,8 +109,8 @@ def resolved(config: Config) -> dict[str, Any]:
 def _with_absolute_paths(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.absolute())
-    if isinstance(value, BaseModel):
-        return {key: _with_absolute_paths(one) for key, one in value}
+    if isinstance(value, Section):
+        return {value.key_of(field): _with_absolute_paths(one) for field, one in value}
     return tuple(map(_with_absolute_paths, value)) if isinstance(value, tuple) else value
 
 
@@ -126,10 +127,10 @@ def fixed_values(config: Config) -> dict[str, Any]:
 def known_keys() -> Iterator[tuple[str, Any, str]]:
     """Every "section.key" with its default (None where there is none) and its description."""
     for section, field in Config.model_fields.items():
-        model: type[BaseModel] = field.annotation  # type: ignore[assignment]
-        for key, info in model.model_fields.items():
+        model: type[Section] = field.annotation  # type: ignore[assignment]
+        for name, info in model.model_fields.items():
             yield (
-                f"{section}.{key}",
+                f"{section}.{model.key_of(name)}",
                 None if info.is_required() else info.get_default(call_default_factory=True),
                 str(info.description),
             )
@@ -193,8 +194,8 @@ def _description(key: str) -> str:
 
 def _is_required(key: str) -> bool:
     section, name = key.split(".")
-    model: type[BaseModel] = Config.model_fields[section].annotation  # type: ignore[assignment]
-    return model.model_fields[name].is_required()
+    model: type[Section] = Config.model_fields[section].annotation  # type: ignore[assignment]
+    return any(info.is_required() for field, info in model.model_fields.items() if model.key_of(field) == name)
 
 
 def _kind(value: Any) -> str:

@@ -7,26 +7,17 @@ from typing import Any
 
 from deepspeed import DeepSpeedEngine
 
-from ds_higgs.adapters.record import AdapterRecord
-from ds_higgs.adapters.saving import save_trained
 from ds_higgs.batch import Batch
-from ds_higgs.checkpoint import (
-    capture_random_state,
-    load_checkpoint,
-    reseed,
-    restore_random_state,
-    save_checkpoint,
-)
+from ds_higgs.checkpoint import load_checkpoint, reseed, restore_random_state
 from ds_higgs.config import Config
-from ds_higgs.config.file import FIXED_BEFORE, fixed_values, resolved
+from ds_higgs.config.file import FIXED_BEFORE, fixed_values
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import write_json
-from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.losses import LossWeights
-from ds_higgs.run_folder import BEST, FINAL, RunFolder, step_name
+from ds_higgs.run_folder import BEST, FINAL, RunFolder
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.best import Best
 from ds_higgs.training.evaluations import Evaluations
@@ -45,6 +36,7 @@ from ds_higgs.training.position import Position
 from ds_higgs.training.profiling import profiling
 from ds_higgs.training.results import NonFiniteError, StepResult
 from ds_higgs.training.save_errors import save_errors
+from ds_higgs.training.saves import Saves
 from ds_higgs.training.stop_and_onset import Landmarks
 from ds_higgs.training.train_step import train_step
 from ds_higgs.training.validation_sets import ValidationSet, curves_of
@@ -82,13 +74,13 @@ class Trainer:
         self.train_loader = train_loader
         self.weights = weights
         self.total_steps = total_steps
-        self._resolved = resolved(config)
         self._peak_tokens_per_second = find_peak(engine.module.higgs.config, config.train.mode, ranks.world_size)
         self.position = Position()
         self.best = Best(config.eval.best_by, config.eval.patience)
         self.folder = RunFolder(config.run.output_dir)
         self.tolerate = config.checkpoint.on_save_error == "warn"  # files that cannot be written
         self.metrics = MetricsFile(self.folder.metrics_file, enabled=ranks.is_main, tolerate_errors=self.tolerate)
+        self.saves = Saves(config, engine, folder=self.folder, metrics=self.metrics)
         self.evaluations = Evaluations(
             engine,
             validation_sets=validation_sets,
@@ -103,6 +95,17 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Train to the last step, or until a stop is asked for, validating and saving on the way."""
+        try:
+            outcome = self._fit()
+        except BaseException:
+            self.saves.abandon()
+            raise
+        self.metrics.write("end", step=self.position.step, reason=outcome.value)
+        if outcome is not Outcome.STOPPED:
+            logger.info("%s: what was trained is in %s", outcome.value, self.folder.adapters / FINAL)
+        return outcome
+
+    def _fit(self) -> Outcome:
         if self.position.step == 0:
             self._note_evaluations()
         self.evaluations.make(self.position)
@@ -120,13 +123,9 @@ class Trainer:
             self.evaluations.make(self.position)
             last = self.stop_requests.is_agreed or self.finished
             if last or self._due(self.config.checkpoint.save_steps):
-                self.save(may_fail=not last and self.tolerate)
+                self.save(last=last)
         progress.close()
-        outcome = self._outcome()
-        self.metrics.write("end", step=self.position.step, reason=outcome.value)
-        if outcome is not Outcome.STOPPED:
-            logger.info("%s: what was trained is in %s", outcome.value, self.folder.adapters / FINAL)
-        return outcome
+        return self._outcome()
 
     def train_one_step(self, epoch: int, micro_batches: list[Batch], timer: StepTimer) -> dict[str, Any]:
         """Make one optimizer step and record it; all ranks learn in it whether any of them was asked to stop."""
@@ -140,16 +139,19 @@ class Trainer:
                 self.weights,
                 num_sources=len(self.train_loader.order.names),
                 skip_non_finite=self.config.run.on_nonfinite == "skip",
-                extra=(num_samples, num_tokens, self.stop_requests.requested()),
+                extra=(num_samples, num_tokens, self.stop_requests.requested(), self.saves.is_ready),
             )
-        except NonFiniteError as error:
+        except NonFiniteError as error:  # on every rank
             self._record_non_finite(micro_batches, error.result)
+            self.saves.finish()
             raise
         if not result.applied:
             self._record_non_finite(micro_batches, result)
             self.position.skipped_steps += 1
-        num_samples, num_tokens, stop_requests = (int(total) for total in result.extra)
+        num_samples, num_tokens, stop_requests, ready_to_save = (int(total) for total in result.extra)
         self.stop_requests.settle(stop_requests > 0)
+        if ready_to_save == self.ranks.world_size:
+            self.saves.go_on()
         self.position.advance(samples=num_samples, tokens=num_tokens, audio_targets=result.num_audio_targets)
         values = step_values(
             result,
@@ -191,28 +193,16 @@ class Trainer:
         """Save the adapter as adapters/best where an evaluation is the best so far, by `eval.best_by`."""
         if self.best.update(values, step=self.position.step):
             with save_errors(tolerate=self.tolerate):
-                self._save_adapter(BEST)
+                self.saves.hand_out(BEST, self.position)
                 self.metrics.write("best", step=self.position.step, measure=self.best.measure, value=self.best.value)
 
-    def save(self, *, may_fail: bool) -> None:
-        """Write the adapter as it is now, then a checkpoint to resume from: whatever it is of is then complete.
-
-        Raises:
-            OSError: they could not be written and `may_fail` is false; on every rank, naming the file.
-        """
-        step = self.position.step
-        try:
-            for name in [step_name(step)] + ([FINAL] if self.finished else []):
-                self._save_adapter(name)
-            folder = self._save_checkpoint()
-            distributed.on_main_rank(lambda: self.folder.prune_adapters(keep=self.config.kept_adapters))
-        except OSError as error:
-            if not may_fail:
-                raise
-            logger.warning("%s; going on without it", error)
-            self.metrics.write("save_error", step=step, message=str(error))
-            return
-        self.metrics.write("checkpoint", step=step, folder=str(folder.relative_to(self.folder.path)))
+    def save(self, *, last: bool) -> None:
+        """Save adapter and checkpoint; `last`: the run ends with this step, and not before both are complete."""
+        states = {"loader": self.train_loader.state_dict(), "best": self.best.state_dict()}
+        also = (FINAL,) if self.finished else ()
+        self.saves.save(self.position, states, also=also, may_fail=not last and self.tolerate)
+        if last:
+            self.saves.finish()
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of this run, or of another one."""
@@ -235,33 +225,6 @@ class Trainer:
             reached=-1 if starts_anew else self.position.step,
             finished=self.finished,
             best_step=None if self.best.value is None else self.best.step,
-        )
-
-    def _save_checkpoint(self) -> Path:
-        return save_checkpoint(
-            self.engine,
-            self.folder.path,
-            step=self.position.step,
-            state={
-                "position": vars(self.position),
-                "loader": self.train_loader.state_dict(),
-                "best": self.best.state_dict(),
-                "config": self._resolved,
-            },
-            rank_state=capture_random_state(),
-            keep_latest=self.config.checkpoint.keep_latest,
-            fixed=fixed_values(self.config),
-            validation_loss=self.position.validation_loss,
-        )
-
-    def _save_adapter(self, name: str) -> None:
-        save_trained(
-            self.engine,
-            self.folder.adapters / name,
-            mode=self.config.train.mode,
-            base=self._resolved["model"]["base"],
-            revision=self.config.model.revision,
-            record=AdapterRecord.of(vars(self.position), self._resolved, where="the run"),
         )
 
     def _steps(self) -> Iterator[tuple[int, list[Batch], StepTimer]]:

@@ -143,6 +143,15 @@ class Job:
         unfinished = any((self.run_dir / "checkpoints").glob(".partial-*"))
         return unfinished and last_step(self.run_dir) > self.first_step
 
+    def is_writing(self) -> bool:
+        """Whether some rank's last file of this launch's unfinished checkpoint is not there yet."""
+        unfinished = next((self.run_dir / "checkpoints").glob(".partial-*"), None)
+        if unfinished is None or last_step(self.run_dir) == self.first_step:
+            return False
+        written = {path.name for path in unfinished.glob("*")}
+        last_files = {"state.json", *(f"rank-{rank:05d}.safetensors" for rank in range(self.ranks))}
+        return not last_files <= written
+
     def wait_until_gone(self, timeout_s: float) -> float:
         """Seconds until no process of the job was left: `timeout_s` at most, more on a busy machine.
 

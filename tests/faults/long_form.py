@@ -73,6 +73,27 @@ def kills(bench: Bench) -> list[str]:
     ]
 
 
+def full(bench: Bench) -> list[str]:
+    """`kills` of a run that trains all weights, saves in the background, and is hit while the disk is written."""
+    settings = {"run": {"max_steps": 100}, "train": {"mode": "full"}, "lora": {"rank": 16, "dropout": 0.05}}
+    settings["optim"] = {"learning_rate": 1e-4, "warmup_steps": 2}
+    reference = scenarios.run_to_the_end(write_config(bench.folder / "full-undisturbed", bench.base, **settings))
+    config = write_config(bench.folder / "full", bench.base, checkpoint={"async": True}, **settings)
+    hits: list[scenarios.Hit] = []
+    wanted = bench.counts.full_kills
+    while (len(hits) < wanted or sum(hit.in_save for hit in hits) < wanted / 2) and bench.has_time():
+        moment = bench.chance.choice(["step", "disk", "disk", "disk"])
+        hits += scenarios.kill_everything(config, [moment], bench.chance)
+        print(f"{len(hits):3} {hits[-1]}", flush=True)
+    scenarios.same(scenarios.run_to_the_end(config), reference)
+    in_save = sum(hit.in_save for hit in hits)
+    return [
+        f"{len(hits)} kills, {in_save} while the disk was written (in a save); then losses and weights as undisturbed "
+        "with saves that are waited for, bit for bit",
+        *map(str, hits),
+    ]
+
+
 def signals(bench: Bench) -> list[str]:
     """SIGTERM and SIGUSR1 at random moments, to a rank, to `deepspeed`, to `launch`; then on to the end."""
     config, reference = bench.config("signals"), bench.undisturbed
@@ -214,7 +235,7 @@ def starts(bench: Bench) -> list[str]:
 
 PARTS: dict[str, Callable[[Bench], list[str]]] = {
     part.__name__: part
-    for part in (damage, disk, failures, signals, hang_ups, suspensions, starts, kills, exact, ranks)
+    for part in (damage, disk, failures, signals, hang_ups, suspensions, starts, kills, full, exact, ranks)
 }
 
 
@@ -248,6 +269,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--full-kills", type=int, default=20)
     parser.add_argument("--signals", type=int, default=10, help="of each of SIGTERM and SIGUSR1")
     parser.add_argument("--failures", type=int, default=5, help="of each of: killed, raising")
     parser.add_argument("--hang-ups", type=int, default=5)

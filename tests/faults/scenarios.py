@@ -55,15 +55,19 @@ def run_in_forks(config: Path) -> tuple:
 
 
 def kill_everything(config: Path, moments: Iterable[str], chance: random.Random) -> list[Hit]:
-    """SIGKILL for all processes of the job, at moments "start", "step" or "save"."""
+    """SIGKILL for all processes of the job, at moments "start", "step", "save" or "disk".
+
+    "disk" is while the disk is written, and its hits count as in a save where that was so when all had ended.
+    """
     hits = []
     for moment in moments:
         job = Job(config)
         assert _wait_for(job, moment, chance), f"the run ended before it could be hit:\n{job.output[-4000:]}"
         started = time.monotonic()
         job.kill()
-        hit = Hit(f"SIGKILL to all, at a {moment}", last_step(job.run_dir), job.is_saving(), time.monotonic() - started)
-        hits.append(hit)
+        seconds = time.monotonic() - started
+        in_save = job.is_writing() if moment == "disk" else job.is_saving()
+        hits.append(Hit(f"SIGKILL to all, at a {moment}", last_step(job.run_dir), in_save, seconds))
     return hits
 
 
@@ -77,8 +81,8 @@ def _wait_for(job: Job, moment: str, chance: random.Random) -> bool:
         reached = job.wait_for_steps(1)
         time.sleep(chance.uniform(0, 0.5))
         return reached and job.launcher.poll() is None
-    assert moment == "save", moment
-    reached = job.wait_for_save()
+    assert moment in ("save", "disk"), moment
+    reached = job.wait_for_save() if moment == "save" else job.wait_until(job.is_writing)
     time.sleep(chance.uniform(0, 0.04))
     return reached
 

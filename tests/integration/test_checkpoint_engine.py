@@ -9,6 +9,7 @@ from tests.support import launching
 WORKER = Path(__file__).with_name("workers") / "checkpoint.py"
 CASES = (
     "resume_is_exact",
+    "a_save_in_the_background_is_of_its_step",
     "frozen_weights_are_left_out",
     "config_wins",
     "other_shapes_are_refused",

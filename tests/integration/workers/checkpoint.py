@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from threading import Event
 
 import deepspeed
 import pytest
@@ -21,12 +22,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ds_higgs.adapters.from_checkpoint import read_adapter_weights
 from ds_higgs.checkpoint import (
+    Background,
     CheckpointSaveError,
+    Commit,
+    PendingCheckpoint,
+    begin_checkpoint,
     capture_random_state,
     find_checkpoint,
     load_checkpoint,
     restore_random_state,
-    save_checkpoint,
 )
 from ds_higgs.checkpoint.marker import MARKER_NAME, FileRecord, encode_marker, read_marker
 from ds_higgs.errors import UserError
@@ -83,16 +87,21 @@ def train(engine, steps: range) -> list[float]:
     return losses
 
 
-def save(engine, run_dir: Path, step: int) -> Path:
-    return save_checkpoint(
+def begin(engine, run_dir: Path, step: int, background: Background | None = None) -> PendingCheckpoint:
+    return begin_checkpoint(
         engine,
         run_dir,
         step=step,
         state={"step": step, "position": [step, 2 * step]},
         rank_state=capture_random_state(),
-        keep_latest=2,
+        commit=Commit(keep_latest=2),
         fixed=FIXED,
+        background=background,
     )
+
+
+def save(engine, run_dir: Path, step: int, background: Background | None = None) -> Path:
+    return begin(engine, run_dir, step, background).finish()
 
 
 def resume(engine, path: Path) -> dict:
@@ -112,6 +121,25 @@ def resume_is_exact(run_dir: Path, stage: int, precision: str) -> None:
     assert resume(again, path) == {"step": 3, "position": [3, 6]}
     assert train(again, range(3, 7)) == expected
     assert again.global_steps == 7
+
+
+def a_save_in_the_background_is_of_its_step(run_dir: Path, stage: int, precision: str) -> None:
+    """The weights go on while nothing is written yet; the next save, in the same memory, is of its own step too."""
+    engine, background = build_engine(stage, precision), Background()
+    first = save(engine, run_dir, 0, background)
+    for steps in (range(3), range(3, 5)):
+        train(engine, steps)
+        held = Event()
+        background.submit(held.wait)
+        pending = begin(engine, run_dir, steps.stop, background)
+        expected = train(engine, range(steps.stop, steps.stop + 2))
+        assert not pending.is_ready
+        assert steps.start or find_checkpoint(run_dir, resume=str(run_dir)) == first
+        held.set()
+        again = build_engine(stage, precision)
+        resume(again, pending.finish())
+        assert train(again, range(steps.stop, steps.stop + 2)) == expected
+        engine = again
 
 
 def frozen_weights_are_left_out(run_dir: Path, stage: int, precision: str) -> None:
@@ -247,11 +275,13 @@ def one_ranks_full_disk_is_told_to_all(run_dir: Path, stage: int, precision: str
     """The last rank's shard goes to a device that is always full."""
     engine = build_engine(stage, precision)
     train(engine, range(1))
-    path = save(engine, run_dir, 1)
+    background = Background()
+    path = save(engine, run_dir, 1, background)
     last = torch.distributed.get_world_size() - 1
     engine._get_zero_ckpt_name = _full_device_for(engine, last)
-    with pytest.raises(CheckpointSaveError, match=f"rank {last}: .*No space left"):
-        save(engine, run_dir, 2)
+    for way in (None, background):
+        with pytest.raises(CheckpointSaveError, match=f"rank {last}: .*No space left"):
+            save(engine, run_dir, 2, way)
     del engine._get_zero_ckpt_name
     assert find_checkpoint(run_dir, resume="auto") == path
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["latest", path.name]

@@ -21,7 +21,7 @@ def keys_read(monkeypatch):
 
     def look(self, name):
         if type(self) in sections and name in type(self).model_fields:
-            seen.add(f"{sections[type(self)]}.{name}")
+            seen.add(f"{sections[type(self)]}.{type(self).key_of(name)}")
         return usual(self, name)
 
     command_line = sys.modules["ds_higgs.cli.main"]  # by its name the package has the function
