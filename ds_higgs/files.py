@@ -235,13 +235,16 @@ class NumberLocks:
             self._file = open(path, "a")  # noqa: SIM115 - closing it would free the locks
 
     @contextmanager
-    def hold(self, number: int, *, wait: bool) -> Iterator[bool]:
-        """Hold lock `number`, 0 to 2^62; yields False where another process has it and `wait` is off."""
+    def hold(self, number: int) -> Iterator[bool]:
+        """Hold lock `number`, 0 to 2^62; yields False where another process has it: nobody waits here.
+
+        A process that waits inside the operating system cannot be asked to stop.
+        """
         if self._file is None:
             yield True
             return
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES, *NO_LOCKS):
                 raise

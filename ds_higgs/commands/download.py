@@ -6,7 +6,6 @@ from pathlib import Path
 from ds_higgs import hub
 from ds_higgs.data.codec.higgs import SEMANTIC_FILES, SEMANTIC_FOLDER, semantic_repository
 from ds_higgs.data.codec.opening import describe_codec
-from ds_higgs.errors import UserError
 from ds_higgs.model.loading import BASE_FILES, check_weights_fit, load_tokenizer, resolve_base
 from ds_higgs.model.native_format import is_native
 from ds_higgs.model.tiny import CODEC_FOLDER
@@ -33,14 +32,12 @@ def download_all(base: str, *, revision: str | None, codec: str | None, out: Pat
     if codec is not None or not _brings_codec(base, revision, folder, is_own_folder=out is not None):
         into = None if out is None else own
         own = hub.download(codec or hub.HIGGS_TOKENIZER, what="audio codec", into=into)
-    describe_codec(own)
-    yield f"audio codec: {own}"
     if (semantic := semantic_repository(own)) is not None:
         into = None if out is None else own / SEMANTIC_FOLDER
         found = hub.download(semantic, what="the audio codec's semantic model", files=SEMANTIC_FILES, into=into)
-        if not (found / "config.json").is_file():
-            raise UserError(f"{found}: not the audio codec's semantic model: it has no config.json")
-        yield f"its semantic model: {found}"
+        yield f"the audio codec's semantic model: {found}"
+    describe_codec(own)
+    yield f"audio codec: {own}"
     if out is not None:
         yield f"complete: use it as model.base: {out.absolute()}"
 

@@ -1,6 +1,7 @@
 """From a manifest to a data set: check every sample, encode what the cache lacks, each rank its share."""
 
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ds_higgs.data.analysis import Parts, analyse, exchange_parts, merge_packed, share_of
-from ds_higgs.data.cache import CodeCache
+from ds_higgs.data.cache import CodeCache, codes_folder
 from ds_higgs.data.clips import ClipFinder, HashMemo
 from ds_higgs.data.conditions import PromptParts
 from ds_higgs.data.dataset import HiggsDataset
@@ -21,6 +22,8 @@ from ds_higgs.data.problems import BadSampleError, Problem, raise_problems
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics, compute_statistics
 from ds_higgs.errors import UserError
+
+logger = logging.getLogger("ds_higgs")
 
 OnBadSample = Literal["error", "skip"]
 
@@ -155,11 +158,19 @@ class Preparation:
         self.num_missing = sum(clip.key not in self._cache for unit in units for clip in unit.clips)
         if devices and self.num_missing:
             self._cache.check_writable(self.num_missing)
+            self._tell_of_former_codes()
             helpers = start_helpers(num_processes - 1, self.manifest, self._cache_dir, codec, units, devices)
         load_codec = (lambda: codec.load(devices[0])) if devices else None
-        encoder = Encoder(self._cache, self.manifest, load_codec, rate=codec.sampling_rate)
+        encoder = Encoder(
+            self._cache,
+            self.manifest,
+            load_codec,
+            rate=codec.sampling_rate,
+            progress=progress,
+            stop=self._ranks.stop_requested,
+        )
         first = self._ranks.rank * len(units) // self._ranks.world_size
-        encoder.encode_all(units, first=first, progress=progress, stop=self._ranks.stop_requested)
+        encoder.encode_all(units, first=first)
         for helper in helpers:
             helper.join()
         self._ranks.stop_here()
@@ -219,6 +230,18 @@ class Preparation:
         self._cache = CodeCache(self._cache_dir, self._rules.codec.identity)
         self._cache.leave_out(name for found in damaged for name in json.loads(found))
         self._cache.scan()
+
+    def _tell_of_former_codes(self) -> None:
+        former = self._rules.codec.former_identity
+        if former is not None and self._ranks.rank == 0:
+            folder = codes_folder(self._cache_dir, former)
+            if folder.is_dir():
+                logger.warning(
+                    "%s: codes of an earlier version, which did not record the codec's semantic model: they are left, "
+                    "and %d clips are encoded anew; the folder can be deleted",
+                    folder,
+                    self.num_missing,
+                )
 
     def _gather_names(self, names: Collection[str]) -> list[str]:
         """Those of all ranks."""

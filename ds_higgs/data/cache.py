@@ -62,12 +62,17 @@ def clip_key(content_hash: str, *, offset: float, duration: float | None, codec_
     return hashlib.sha256(text.encode()).hexdigest()[: 2 * KEY_BYTES]
 
 
+def codes_folder(cache_dir: Path, codec_identity: str) -> Path:
+    """Where the codes of one codec are kept."""
+    return cache_dir / "codes" / codec_identity[:16]
+
+
 class CodeCache:
     """All clips of one codec below `cache_dir`. Any number of processes may read and write it at once."""
 
     def __init__(self, cache_dir: Path, codec_identity: str):
         self.codec_identity = codec_identity
-        self.folder = cache_dir / "codes" / codec_identity[:16]
+        self.folder = codes_folder(cache_dir, codec_identity)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             os.listdir(self.folder)

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from ds_higgs.files import NumberLocks
 UNIT_CLIPS = 64
 UNIT_SECONDS = 600.0
 DECODING_THREADS = 4
+SECONDS_BETWEEN_LOOKS = 0.2  # at units that other processes are at
 
 Progress = Callable[[int, int], None]  # clips done, clips that were missing at the start
 
@@ -64,63 +66,78 @@ class Encoder:
     Args:
         load_codec: called when the first clip is to be encoded; None decodes and checks the audio, encodes nothing.
         rate: sampling rate that clips are decoded to.
+        progress: called with each clip that is done.
+        stop: asked before each unit and after each clip: a unit can take a codec many minutes.
     """
 
-    def __init__(self, cache: CodeCache, manifest: Path, load_codec: Callable[[], AudioCodec] | None, *, rate: int):
+    def __init__(
+        self,
+        cache: CodeCache,
+        manifest: Path,
+        load_codec: Callable[[], AudioCodec] | None,
+        *,
+        rate: int,
+        progress: Progress | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ):
         self.failures: dict[str, BadSampleError] = {}
         self.num_encoded = 0
         self._cache = cache
         self._manifest = manifest
         self._load_codec = load_codec
         self._rate = rate
+        self._progress = progress
+        self._stop = stop
         self._codec: AudioCodec | None = None
         self._num_checked = 0
+        self._num_missing = 0
+        self._num_cached = 0
 
-    def encode_all(
-        self,
-        units: Sequence[Unit],
-        *,
-        first: int = 0,
-        progress: Progress | None = None,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Leave no unit with a missing clip, apart from `failures`.
+    def encode_all(self, units: Sequence[Unit], *, first: int = 0) -> None:
+        """Leave no unit with a missing clip, apart from `failures`; or stop, with what is encoded in the cache.
 
         Units that another process is at are left to it at first, and looked at again at the end: it may have been
-        killed. Processes begin at different units (`first`), to meet less often. `stop` is asked before each unit.
+        killed. Processes begin at different units (`first`), to meet less often.
         """
-        missing = sum(len(self._missing(unit)) for unit in units)
-        if not missing:
+        self._num_missing = sum(len(self._missing(unit)) for unit in units)
+        self._num_cached = len(self._cache)
+        if not self._num_missing:
             return
+        self._tell()
         locks = NumberLocks(self._cache.folder / "units.lock")
-        cached = len(self._cache)
         pending = [*units[first:], *units[:first]]
-        for wait in (False, True):
-            left = []
-            for unit in pending:
-                if stop():
-                    return
-                if not self._encode_unit(unit, locks, wait=wait):
-                    left.append(unit)
-                elif progress is not None:
-                    progress(min(missing, len(self._cache) - cached + self._num_checked), missing)
+        while pending and not self._stop():
+            left = [unit for unit in pending if self._stop() or not self._encode_unit(unit, locks)]
+            if len(left) == len(pending):  # other processes are at all of them
+                time.sleep(SECONDS_BETWEEN_LOOKS)
             pending = left
 
-    def _encode_unit(self, unit: Unit, locks: NumberLocks, *, wait: bool) -> bool:
+    def _encode_unit(self, unit: Unit, locks: NumberLocks) -> bool:
         """False where another process holds the unit."""
         if not self._missing(unit):
             return True
-        with locks.hold(unit.number, wait=wait) as held:
-            if not held:
-                return False
-            self._cache.scan()
-            self._encode_clips(self._missing(unit))
-        return True
+        with locks.hold(unit.number) as held:
+            if held:
+                self._cache.scan()
+                self._encode_clips(self._missing(unit))
+                self._tell()
+        return held
 
     def _missing(self, unit: Unit) -> list[Clip]:
         return [clip for clip in unit.clips if clip.key not in self._cache and clip.key not in self.failures]
 
     def _encode_clips(self, clips: Sequence[Clip]) -> None:
+        usable = self._decode_all(clips)
+        if self._load_codec is None:
+            self._num_checked += len(usable)
+        elif usable:
+            self._codec = self._codec or self._load_codec()
+            shard = self._encode_until_stopped(self._codec, usable)
+            self._cache.add_shard(shard)
+            self.num_encoded += len(shard)
+
+    def _decode_all(self, clips: Sequence[Clip]) -> list[tuple[Clip, np.ndarray]]:
+        """The clips that can be used, with their audio; the others are `failures`."""
         with ThreadPoolExecutor(DECODING_THREADS) as threads:
             decoded = list(threads.map(self._decode, clips))
         usable = []
@@ -130,16 +147,26 @@ class Encoder:
                 self._num_checked += 1
             else:
                 usable.append((clip, waveform))
-        if self._load_codec is None:
-            self._num_checked += len(usable)
-        elif usable:
-            self._codec = self._codec or self._load_codec()
-            codes = self._codec.encode([waveform for _, waveform in usable])
-            for (_, waveform), row in zip(usable, codes, strict=True):
-                _check_whole(row, waveform, self._codec.hop_length)
-            shard = {clip.key: EncodedClip(row, clip.seconds) for (clip, _), row in zip(usable, codes, strict=True)}
-            self._cache.add_shard(shard)
-            self.num_encoded += len(shard)
+        return usable
+
+    def _encode_until_stopped(
+        self, codec: AudioCodec, usable: Sequence[tuple[Clip, np.ndarray]]
+    ) -> dict[str, EncodedClip]:
+        shard = {}
+        for index, codes in codec.encode_each([waveform for _, waveform in usable]):
+            clip, waveform = usable[index]
+            _check_whole(codes, waveform, codec.hop_length)
+            shard[clip.key] = EncodedClip(codes, clip.seconds)
+            if self._stop():
+                break
+            self._tell(at_hand=len(shard))
+        return shard
+
+    def _tell(self, at_hand: int = 0) -> None:
+        """How many clips are done, with those that are encoded and not yet in the cache."""
+        if self._progress is not None:
+            done = len(self._cache) - self._num_cached + self._num_checked + at_hand
+            self._progress(min(done, self._num_missing), self._num_missing)
 
     def _decode(self, clip: Clip) -> np.ndarray | BadSampleError:
         try:
@@ -185,8 +212,14 @@ def _help(
 ) -> None:
     cache = CodeCache(cache_dir, codec.identity)
     cache.scan()
-    encoder = Encoder(cache, manifest, lambda: codec.load(device), rate=codec.sampling_rate)
-    encoder.encode_all(units, first=first, stop=lambda: os.getppid() != parent)
+    encoder = Encoder(
+        cache,
+        manifest,
+        lambda: codec.load(device),
+        rate=codec.sampling_rate,
+        stop=lambda: os.getppid() != parent,
+    )
+    encoder.encode_all(units, first=first)
 
 
 def _check_whole(codes: torch.Tensor, waveform: np.ndarray, hop_length: int) -> None:

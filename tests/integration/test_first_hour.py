@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import soundfile
 
 from ds_higgs.cli.main import build_parser
+from tests.faults.job import Job, write_config
 from tests.support.launching import ROOT, free_environment
 from tests.support.patience import patience
 from tests.support.released_shape import write_released_shape
+from tests.unit.data.audio_files import cloning_sample, write_tone
 
 PROMISED_MINUTES = 4
 
@@ -80,6 +83,24 @@ def test_the_same_with_a_base_shaped_like_the_released_one(clone):
     checks = [f"ds-higgs {check} -c job/config.yaml" for check in ("doctor", "validate")]
     run_all([first, *checks, *rest], clone)
     assert_spoke(clone)
+
+
+@pytest.mark.slow
+def test_a_stop_is_heard_while_the_released_codecs_classes_encode(tmp_path):
+    """They take seconds a clip on the CPU, and minutes for all: a stop has to be heard between two."""
+    (tmp_path / "base").mkdir()
+    write_released_shape(tmp_path / "base")
+    for number in range(32):
+        write_tone(tmp_path / "data" / f"{number}.wav", 6.0, pitch=100 + 5 * number, seed=number)
+    samples = [cloning_sample(f"{number}.wav", f"{(number + 1) % 32}.wav") for number in range(32)]
+    (tmp_path / "data" / "train.json").write_text(json.dumps(samples))
+    data = {"train_manifest": str(tmp_path / "data" / "train.json"), "val_manifest": None}
+    job = Job(write_config(tmp_path / "job", tmp_path / "base", data=data))
+    assert job.wait_until(lambda: "encoding 32 clips" in job.output, poll_s=0.5)
+    job.rank(0).send_signal(signal.SIGTERM)
+    assert job.finish() == 0, job.output[-4000:]
+    assert "stopped (SIGTERM); to go on: " in job.output
+    assert not job.run_dir.exists()
 
 
 def test_the_parser_takes_every_command():

@@ -69,7 +69,7 @@ def test_only_old_leftovers_are_deleted(tmp_path):
 
 
 def try_to_hold(path, number, found):
-    with NumberLocks(path).hold(number, wait=False) as held:
+    with NumberLocks(path).hold(number) as held:
         found.put(held)
 
 
@@ -85,7 +85,7 @@ def test_a_lock_keeps_other_processes_out_of_its_number_alone(tmp_path):
         return answer
 
     locks = NumberLocks(tmp_path / "locks")
-    with locks.hold(7, wait=True) as held:
+    with locks.hold(7) as held:
         assert held
         assert not ask_another_process(7)
         assert ask_another_process(8)
@@ -97,7 +97,7 @@ def test_where_there_are_no_locks_everybody_goes_on(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    with NumberLocks(tmp_path / "locks").hold(7, wait=True) as held:
+    with NumberLocks(tmp_path / "locks").hold(7) as held:
         assert held
 
 

@@ -1,7 +1,7 @@
 """Encode clips of unequal length so that no clip's codes depend on the clips beside it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ class BatchedCodec(ABC):
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """See AudioCodec."""
+        codes = dict(self.encode_each(waveforms))
+        return [codes[index] for index in range(len(waveforms))]
+
+    def encode_each(self, waveforms: Sequence[np.ndarray]) -> Iterator[tuple[int, torch.Tensor]]:
+        """See AudioCodec."""
         return encode_by_length(waveforms, self._encode_batch, hop_length=self.hop_length, device=self.device)
 
     @abstractmethod
@@ -42,8 +47,8 @@ def encode_by_length(
     *,
     hop_length: int,
     device: torch.device,
-) -> list[torch.Tensor]:
-    """Codes of each waveform, in their order.
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The place of each waveform and its codes, batch by batch.
 
     Padding a batch would change the codes near the end of its shorter clips. So each clip is padded by itself, to a
     whole number of frames, and only clips that are then of equal length share a batch. On the CPU, where a batch is no
@@ -53,13 +58,11 @@ def encode_by_length(
         encode_batch: [batch, samples] float32 on `device` -> [batch, codebooks, frames] codes.
     """
     padded = [pad_to_hop(waveform, hop_length) for waveform in waveforms]
-    codes: list[torch.Tensor | None] = [None] * len(padded)
     for members in _batches(padded, one_by_one=device.type == "cpu"):
         batch = torch.from_numpy(np.stack([padded[member] for member in members])).to(device)
         for member, encoded in zip(members, encode_batch(batch).cpu(), strict=True):
             assert encoded.shape[1] == len(padded[member]) // hop_length
-            codes[member] = encoded.long()
-    return [encoded for encoded in codes if encoded is not None]
+            yield member, encoded.long()
 
 
 def _batches(padded: list[np.ndarray], *, one_by_one: bool) -> list[list[int]]:

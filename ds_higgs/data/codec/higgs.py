@@ -78,6 +78,27 @@ def semantic_repository(codec: Path) -> str | None:
     return _SEMANTIC_REPOSITORIES.get(str(config.get("semantic_techer"))) if _recognises(codec, config) else None
 
 
+def _semantic_files(codec: Path) -> list[Path]:
+    """Config and weights of the semantic model, which the codes follow as they follow the codec's own weights.
+
+    Raises:
+        UserError: it lies neither in the codec's folder nor in the hub's cache, and the hub cannot be asked.
+    """
+    repository = semantic_repository(codec)
+    if repository is None:
+        return []
+    own = codec / SEMANTIC_FOLDER
+    folder = own if own.is_dir() else _download_semantic_model(repository)
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))  # as transformers chooses
+    if not weights or not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not the audio codec's semantic model: expected config.json and weights")
+    return [folder / "config.json", *weights]
+
+
+def _download_semantic_model(repository: str) -> Path:
+    return hub.download(repository, what="the audio codec's semantic model", files=SEMANTIC_FILES)
+
+
 @contextmanager
 def _semantic_model_from(module: Any, folder: Path | None) -> Iterator[None]:
     """Let boson's tokenizer take its semantic model from `folder`, or from the hub as everything else comes from it.
@@ -88,7 +109,7 @@ def _semantic_model_from(module: Any, folder: Path | None) -> Iterator[None]:
     class AutoModel:
         @staticmethod
         def from_pretrained(name: str, **_: Any) -> torch.nn.Module:
-            found = folder or hub.download(name, what="the audio codec's semantic model", files=SEMANTIC_FILES)
+            found = folder or _download_semantic_model(name)
             return transformers.AutoModel.from_pretrained(found, trust_remote_code=False)
 
     original = module.AutoModel
@@ -132,4 +153,5 @@ KIND = CodecKind(
     read_geometry=_read_geometry,
     load=_load,
     expected="boson's tokenizer: config.json with `ratios` beside model.pth",
+    other_files=_semantic_files,
 )

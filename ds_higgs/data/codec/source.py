@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,10 @@ class AudioCodec(Protocol):
         """
         ...
 
+    def encode_each(self, waveforms: Sequence[np.ndarray]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The same, each clip's place among `waveforms` and its codes as soon as they are there, in any order."""
+        ...
+
     def decode(self, codes: torch.Tensor) -> np.ndarray:
         """[codebooks, frames] codes -> mono float32 samples at `sampling_rate`."""
         ...
@@ -67,6 +71,7 @@ class CodecKind:
     read_geometry: raises KeyError for what the config lacks.
     load: module-level, so that a CodecSource can be sent to another process.
     expected: what a user reads where no kind fits.
+    other_files: more files that decide what codes come out, those of another model that encoding asks.
     """
 
     name: str
@@ -75,6 +80,7 @@ class CodecKind:
     read_geometry: Callable[[Mapping[str, Any]], Geometry]
     load: Callable[["CodecSource", torch.device | str], AudioCodec]
     expected: str
+    other_files: Callable[[Path], Sequence[Path]] = lambda _: ()
 
     def describe(self, folder: Path, config: Mapping[str, Any]) -> "CodecSource":
         """A folder of this kind, its weights fingerprinted.
@@ -87,7 +93,10 @@ class CodecKind:
             raise UserError(f"{folder}: the audio codec ({self.name}) has no {self.weights}")
         geometry = self._checked_geometry(folder / "config.json", config)
         _check_whole(folder / self.weights)
-        return CodecSource(folder, self, self._identity(folder), **vars(geometry))
+        own = [folder / "config.json", folder / self.weights]
+        others = self.other_files(folder)
+        former = _identity(own) if others else None
+        return CodecSource(folder, self, _identity([*own, *others]), **vars(geometry), former_identity=former)
 
     def _checked_geometry(self, file: Path, config: Mapping[str, Any]) -> Geometry:
         try:
@@ -99,16 +108,13 @@ class CodecKind:
                 raise UserError(f"{file}: the audio codec's {name} is {value!r}, expected a whole number above 0")
         return geometry
 
-    def _identity(self, folder: Path) -> str:
-        digest = hashlib.sha256(f"ds_higgs codes {CODES_VERSION}\n".encode())
-        for name in ("config.json", self.weights):
-            digest.update(hash_file(folder / name).encode())
-        return digest.hexdigest()
-
 
 @dataclass(frozen=True)
 class CodecSource:
-    """A codec's folder and what can be told of it without loading its weights."""
+    """A codec's folder and what can be told of it without loading its weights.
+
+    former_identity: what versions without `other_files` called it; such codes may be of another semantic model.
+    """
 
     folder: Path
     kind: CodecKind
@@ -117,6 +123,7 @@ class CodecSource:
     hop_length: int
     num_codebooks: int
     codebook_size: int
+    former_identity: str | None = None
 
     def check_fits(self, *, num_codebooks: int, codebook_size: int) -> None:
         """Raises UserError where the codec's codes are not what the base checkpoint was made for."""
@@ -153,6 +160,13 @@ def pad_to_hop(waveform: np.ndarray, hop_length: int) -> np.ndarray:
     """Zeros up to the next multiple of `hop_length`: part of what a clip's codes are, whatever is encoded beside it."""
     missing = -len(waveform) % hop_length
     return np.pad(waveform, (0, missing)) if missing else waveform
+
+
+def _identity(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256(f"ds_higgs codes {CODES_VERSION}\n".encode())
+    for file in files:
+        digest.update(hash_file(file).encode())
+    return digest.hexdigest()
 
 
 def _check_whole(weights: Path) -> None:

@@ -131,13 +131,13 @@ def count_encoded(monkeypatch):
     from ds_higgs.data.codec.dac import DacCodec
 
     lengths = []
-    encode = DacCodec.encode
+    encode = DacCodec.encode_each
 
     def spy(self, waveforms):
         lengths.extend(map(len, waveforms))
         return encode(self, waveforms)
 
-    monkeypatch.setattr(DacCodec, "encode", spy)
+    monkeypatch.setattr(DacCodec, "encode_each", spy)
     return lambda: len(lengths)
 
 

@@ -1,5 +1,6 @@
 """Both codecs: codes do not depend on the batch, folders are told apart, misfits are refused."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -14,7 +15,7 @@ import transformers.modeling_utils
 
 from ds_higgs import hub
 from ds_higgs.data.codec import batched
-from ds_higgs.data.codec.higgs import _check_complete, _semantic_model_from
+from ds_higgs.data.codec.higgs import SEMANTIC_FOLDER, _check_complete, _semantic_model_from
 from ds_higgs.data.codec.opening import describe_codec, find_codec, load_codec
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio, resample
 from ds_higgs.errors import UserError
@@ -102,6 +103,48 @@ def test_other_weights_are_another_identity(tiny_base, tmp_path):
     content[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
     assert same == describe_codec(tiny_base / "codec").identity != describe_codec(tmp_path).identity
+
+
+@pytest.fixture
+def described_as_released(tmp_path) -> Path:
+    """A folder that can be described as boson's tokenizer, with its semantic model: nothing in it can be loaded."""
+    config = {"ratios": [8, 5, 4, 2, 3], "sample_rate": 24000, "semantic_techer": "hubert_base_general"}
+    semantic = tmp_path / "codec" / SEMANTIC_FOLDER
+    semantic.mkdir(parents=True)
+    for folder, weights in ((semantic.parent, "model.pth"), (semantic, "model.safetensors")):
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / weights).write_bytes(weights.encode())
+    return semantic.parent
+
+
+def test_other_weights_of_the_semantic_model_are_another_identity(described_as_released, monkeypatch):
+    """Codes follow them, too; what versions before called the codec is known, for a line on the codes they left."""
+    source = describe_codec(described_as_released)
+    semantic = described_as_released / SEMANTIC_FOLDER
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: semantic.with_name("fetched"))
+    semantic.rename(semantic.with_name("fetched"))
+    assert describe_codec(described_as_released) == source, "the same files, from the hub"
+    (semantic.with_name("fetched") / "model.safetensors").write_bytes(b"others")
+    other = describe_codec(described_as_released)
+    assert other.identity != source.identity
+    assert other.former_identity == source.former_identity not in (None, source.identity, other.identity)
+
+
+def test_a_semantic_model_that_cannot_be_had_is_named(described_as_released, monkeypatch):
+    shutil.rmtree(described_as_released / SEMANTIC_FOLDER)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    with pytest.raises(UserError, match=r"semantic model bosonai/hubert_base: .*no network.*ds-higgs download"):
+        describe_codec(described_as_released)
+
+
+def test_the_identity_of_a_codec_without_one_stays_what_it_was(tiny_base):
+    """Caches of before are found again."""
+    folder = tiny_base / "codec"
+    digest = hashlib.sha256(b"ds_higgs codes 1\n")
+    for name in ("config.json", "model.safetensors"):
+        digest.update(hashlib.sha256((folder / name).read_bytes()).hexdigest().encode())
+    source = describe_codec(folder)
+    assert (source.identity, source.former_identity) == (digest.hexdigest(), None)
 
 
 def test_the_base_checkpoints_own_codec_is_the_default(tiny_base, tmp_path, monkeypatch):

@@ -38,15 +38,15 @@ def prepare(manifest: Path, rules, cache_dir: Path, log: Path | None = None):
     torch.set_num_threads(1)
     encoding.UNIT_CLIPS = UNIT_CLIPS
     if log is not None:
-        encode = DacCodec.encode
+        encode = DacCodec.encode_each
 
         def logged(self, waveforms):
             with open(log, "a") as file:
                 file.write(json.dumps([os.getpid(), [float(waveform.sum()) for waveform in waveforms]]) + "\n")
             time.sleep(0.02)
-            return encode(self, waveforms)
+            yield from encode(self, waveforms)
 
-        DacCodec.encode = logged
+        DacCodec.encode_each = logged
     preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir)
     preparation.analyse()
     preparation.encode(devices=["cpu"])
