@@ -6,8 +6,13 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
@@ -117,12 +122,14 @@ def load_model(
     attention: str = "sdpa",
     allow_fork: bool = False,
     quantization: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> HiggsAudioModel:
-    """Load the model of `base` on the CPU (or where an active DeepSpeed ZeRO-3 context puts it), in training mode.
+    """Load the model of `base` in training mode.
 
     Args:
         attention: "sdpa", "eager" or "flash_attention_2".
         quantization: None or "nf4" (see `quantization.check_quantization`).
+        device: each weight goes there as it is read, so that the CPU's memory never holds the weights of a GPU's model.
 
     Raises:
         UserError: for a model class that is not boson_multimodal's (before weights are read), unreadable weight
@@ -130,39 +137,38 @@ def load_model(
     """
     check_model_class(HiggsAudioModel, allow_fork=allow_fork)
     check_weights_fit(base)
-    if native_format.is_native(base):
-        if quantization is not None:
-            raise UserError(
-                f"{base}: model.quantization needs a checkpoint in the original format, found that of transformers "
-                f">= 5.3; use revision {ORIGINAL_REVISION} of {RELEASED_REPOSITORY}"
-            )
+    native = native_format.is_native(base)
+    if native and quantization is not None:
+        raise UserError(
+            f"{base}: model.quantization needs a checkpoint in the original format, found that of transformers "
+            f">= 5.3; use revision {ORIGINAL_REVISION} of {RELEASED_REPOSITORY}"
+        )
+    if native:
         logger.info("%s: in the format of transformers >= 5.3, converted while loading", base)
-        return _load_native(base, dtype=dtype, attention=attention).train()
+    if quantization is None:
+        return _load(base, dtype=dtype, attention=attention, device=device).train()
     model = HiggsAudioModel.from_pretrained(
         base,
         torch_dtype=dtype,
         attn_implementation=attention,
         local_files_only=True,
         use_safetensors=True,
-        low_cpu_mem_usage=not is_deepspeed_zero3_enabled(),  # transformers refuses it under ZeRO-3
+        low_cpu_mem_usage=True,
         quantization_config=build_quantization_config(quantization, dtype=dtype),
     )
     return model.train()
 
 
-def _load_native(base: Path, *, dtype: torch.dtype, attention: str) -> HiggsAudioModel:
-    """Build the model around the weights of a native checkpoint, under their original names."""
-    stored = open_base_weights(base)
-    weights = {name: stored.read(name).to(dtype, copy=True) for name in stored.files}
-    config = read_model_config(base)
-    if is_deepspeed_zero3_enabled():
-        return HiggsAudioModel.from_pretrained(
-            None, config=config, state_dict=weights, torch_dtype=dtype, attn_implementation=attention
-        )
+def _load(base: Path, *, dtype: torch.dtype, attention: str, device: torch.device | str) -> HiggsAudioModel:
+    """Build the model around the stored weights, under their original names."""
     with init_empty_weights(include_buffers=False):
-        model = HiggsAudioModel._from_config(config, torch_dtype=dtype, attn_implementation=attention)
+        model = HiggsAudioModel._from_config(read_model_config(base), torch_dtype=dtype, attn_implementation=attention)
+    stored = open_base_weights(base)
+    weights = {name: stored.read(name).to(device, dtype, copy=True) for name in stored.files}
     model.load_state_dict(weights, assign=True)
-    return model
+    if not native_format.is_native(base) and (base / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(base, local_files_only=True)
+    return model.to(device)
 
 
 def _build_tokenizer(base: Path) -> PreTrainedTokenizerBase:

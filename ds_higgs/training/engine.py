@@ -29,10 +29,12 @@ from ds_higgs.training.schedule import learning_rate_factor
 from ds_higgs.training.step_module import StepModule
 
 
-def build_trained_model(config: Config, base: Path, settings: MemorySettings) -> PeftModel | HiggsAudioModel:
+def build_trained_model(
+    config: Config, base: Path, settings: MemorySettings, *, device: torch.device | str = "cpu"
+) -> PeftModel | HiggsAudioModel:
     """The base model, of which the weights that require gradients are trained, with the memory patches on it.
 
-    It is on the CPU, and has the same weights on every rank.
+    It has the same weights on every rank.
     """
     seed_everything(config.run.seed)
     with phase("loading the base checkpoint"):
@@ -42,6 +44,7 @@ def build_trained_model(config: Config, base: Path, settings: MemorySettings) ->
             attention=settings.attention,
             allow_fork=config.model.allow_fork,
             quantization=config.model.quantization,
+            device=device,
         )
     trained = make_trainable(model, mode=config.train.mode, only=config.train.only, lora=dict(config.lora))
     apply_patches(

@@ -175,7 +175,7 @@ def _build_engine(
 ) -> DeepSpeedEngine:
     config = material.config
     settings = decide_checkpointing(config, settings, longest=material.longest, ranks=ranks)
-    model = build_trained_model(config, base, settings)
+    model = build_trained_model(config, base, settings, device=distributed.training_device(ranks))
     log_parameters(model)
     return build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=material.total_steps, ranks=ranks)
 

@@ -14,7 +14,8 @@ from ds_higgs import hub
 from ds_higgs.errors import UserError
 from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY
 from ds_higgs.model import loading
-from ds_higgs.model.loading import load_model, load_tokenizer, resolve_base
+from ds_higgs.model.loading import HiggsAudioModel, load_model, load_tokenizer, resolve_base
+from ds_higgs.model.tiny import write_tiny_base
 
 
 @pytest.fixture
@@ -46,6 +47,30 @@ def test_weights_arrive_in_the_dtype_asked_for(tiny_base: Path, dtype: torch.dty
     assert loaded.keys() == stored.keys()
     assert all(torch.equal(loaded[name], stored[name].to(dtype)) for name in stored)
     assert model.training
+
+
+@pytest.mark.parametrize("whisper", [False, True])
+def test_the_model_is_that_of_from_pretrained(tmp_path: Path, whisper: bool):
+    write_tiny_base(tmp_path, whisper=whisper)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.25, "do_sample": true}')
+    model, usual = (
+        load_model(tmp_path, dtype=torch.bfloat16),
+        HiggsAudioModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16, attn_implementation="sdpa"),
+    )
+    for kind in ("named_parameters", "named_buffers"):
+        found, expected = dict(getattr(model, kind)()), dict(getattr(usual, kind)())
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (found[name].dtype, found[name].requires_grad) == (tensor.dtype, tensor.requires_grad), name
+            assert torch.equal(found[name], tensor), name
+    assert model.config.to_dict() | {"_name_or_path": ""} == usual.config.to_dict() | {"_name_or_path": ""}
+    assert (model.generation_config.temperature, model.generation_config.do_sample) == (0.25, True)
+
+
+def test_nothing_of_a_model_for_a_device_stays_on_the_cpu(tiny_base: Path):
+    model = load_model(tiny_base, dtype=torch.bfloat16, device="meta")
+    places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    assert places == {"meta"}
 
 
 @pytest.mark.parametrize(
