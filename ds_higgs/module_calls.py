@@ -1,5 +1,6 @@
-"""Runs other code as a module's forward, so that the hooks around a call of the module run around that code."""
+"""What runs at a call of a module: other code in its forward's place, with the hooks around it, or no hooks at all."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,3 +19,17 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
         del module.forward
         if own_forward is not None:
             module.forward = own_forward
+
+
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """While open, nothing runs before or after the forward of `module` and of the modules in it."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks")
+    found = [(one, kind, vars(one)[kind]) for one in module.modules() for kind in kinds]
+    for one, kind, _ in found:
+        setattr(one, kind, OrderedDict())
+    try:
+        yield
+    finally:
+        for one, kind, hooks in found:
+            setattr(one, kind, hooks)

@@ -155,6 +155,8 @@ def build_prompt(text: str, *, voice: Voice, reference: Reference) -> Prompt:
     if not text.strip():
         raise UserError("the text to speak is empty")
     rules = voice.rules
+    if reference.audio is not None and rules.layout.whisper:
+        raise UserError("--reference: not for a base with a Whisper tower; expected --manifest with a sample of it")
     codes = None if reference.audio is None else voice.encode(reference.audio)
     try:
         return build_voice_prompt(

@@ -60,8 +60,6 @@ class Voice:
         """
         device = device or ("cuda" if uses_cuda() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        if rules.layout.whisper:
-            raise UserError(f"{base}: speaking with a base checkpoint that has a Whisper tower is not supported")
         with phase("loading the model"):
             model = load_model(base, dtype=dtype)
             if adapter is not None:

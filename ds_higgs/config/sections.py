@@ -207,14 +207,6 @@ class Config(Section):
         data = info.data.get("data")
         if value.best_by is not None and data is not None and not data.val_sources:
             raise ValueError("best_by needs data.val_manifest")
-        if not has_samples:
-            return value
-        data, zero = info.data.get("data"), info.data.get("zero")
-        if data is not None and not data.val_sources:
+        if has_samples and data is not None and not data.val_sources:
             raise ValueError("num_audio_samples needs data.val_manifest: the prompts come from there")
-        if zero is not None and zero.stage == 3:
-            raise ValueError(
-                "num_audio_samples needs zero.stage 2 or below: with stage 3 no rank has a whole model to speak with; "
-                "listen to a checkpoint with `ds-higgs evaluate`"
-            )
         return value

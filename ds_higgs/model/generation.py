@@ -70,13 +70,14 @@ def generate_codes(
     with evaluation_mode(model), torch.random.fork_rng(devices=_cuda_devices(model)), guided(model, guidance), rules:
         tokens, segments = model.generate(
             **kwargs,
-            max_new_tokens=_stream_length(config, max_frames),
+            max_new_tokens=stream_length(config, max_frames),
             eos_token_id=[config.audio_eos_token_id],
             pad_token_id=config.pad_token_id,
             audio_out_bos_token_id=config.audio_out_bos_token_id,
             audio_eos_token_id=config.audio_eos_token_id,
             seed=seed,
             use_cache=True,
+            synced_gpus=False,  # the whole model is here, and other ranks have other things to say
             **_sampling_kwargs(sampling),
         )
     stopped = int(tokens[0, -1]) == config.audio_eos_token_id
@@ -102,7 +103,7 @@ def _sampling_kwargs(sampling: Sampling) -> dict[str, object]:
     }
 
 
-def _stream_length(config, num_frames: int) -> int:
+def stream_length(config, num_frames: int) -> int:
     """Columns of a stream of `num_frames` frames: stream BOS and EOS, and the delay."""
     return num_frames + 2 + (config.audio_num_codebooks - 1 if config.use_delay_pattern else 0)
 

@@ -1,7 +1,6 @@
 """Lets a run be heard while it trains: the same validation prompts again and again, each rank its share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from deepspeed import DeepSpeedEngine
 
 from ds_higgs.batch import FixedPrompt
 from ds_higgs.job.distributed import Ranks
+from ds_higgs.model.loading import HiggsAudioModel
 from ds_higgs.run_folder import RunFolder, step_name
 from ds_higgs.speech.measures import average
 from ds_higgs.speech.samples import Synthesizer, speak_all
@@ -33,16 +33,15 @@ class Listener:
         self._ranks = ranks
 
     def listen(
-        self, engine: DeepSpeedEngine, step: int, *, stop: Callable[[], bool] = lambda: False
+        self, model: HiggsAudioModel, step: int, *, stop: Callable[[], bool] = lambda: False
     ) -> list[dict[str, Any]]:
         """Speak to samples/step-XXXXXXXX/NNN.wav; the rows of all ranks, in the prompts' order, on every rank.
 
-        `stop` is asked before each prompt whether to leave the rest. Draws nothing from the random state of training.
+        `stop` is asked at every frame whether to leave the rest. Draws nothing from the random state of training.
         """
         folder = RunFolder(self.run_dir).samples
         self._synthesizer.save_originals(folder, self._own)
-        prompts = takewhile(lambda prompt: not stop(), self._own)
-        rows = speak_all(engine.module.higgs, prompts, self._synthesizer, folder / step_name(step))
+        rows = speak_all(model, self._own, self._synthesizer, folder / step_name(step), stop=stop)
         for row in rows:
             row["file"] = str(Path(row["file"]).relative_to(self.run_dir))
         return sorted(self._gather(rows), key=lambda row: row["number"])

@@ -18,6 +18,7 @@ from ds_higgs.training.save_errors import save_errors
 from ds_higgs.training.stop_and_onset import Landmarks, describe_ends, known_averages
 from ds_higgs.training.validation import Validation, evaluate
 from ds_higgs.training.validation_sets import ValidationSet, combine, curves_of
+from ds_higgs.training.whole_model import whole_model
 
 
 class Evaluations:
@@ -97,8 +98,8 @@ class Evaluations:
     def _listen(self, listener: Listener, position: Position) -> None:
         """Record what the model says to the fixed validation prompts."""
         step = position.step
-        with phase("speaking the validation prompts"):
-            rows = listener.listen(self._engine, step, stop=self._stop_requests.requested_anywhere)
+        with phase("speaking the validation prompts"), whole_model(self._engine) as model:
+            rows = listener.listen(model, step, stop=self._stop_requests.requested_anywhere)
         if self._stop_requests.agreed():
             return
         position.listening_due = False

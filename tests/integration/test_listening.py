@@ -62,6 +62,18 @@ def test_every_prompt_is_spoken_saved_and_measured(heard: Path):
         assert len(list((heard / "samples" / name).glob("*.wav"))) == PROMPTS
 
 
+def test_split_weights_are_gathered_to_speak_the_same(heard: Path, tiny_base, codes, example_dir, tmp_path: Path):
+    """ZeRO-3, whose ranks speak unequally many prompts; the training goes on behind it."""
+    speak = ["--eval.num_audio_samples", str(PROMPTS), "--eval.audio_every", "2", "--eval.max_audio_s", "1"]
+    train(tmp_path / "run", tiny_base, codes, example_dir, *speak, "--zero.stage", "3")
+    before = [sorted((run / "samples" / "step-00000000").glob("*.wav")) for run in (heard, tmp_path / "run")]
+    assert len(before[0]) == PROMPTS
+    for one, other in zip(*before, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    losses = [[line["loss"] for line in events(run, "step")] for run in (heard, tmp_path / "run")]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
 def test_the_samples_are_in_tensorboard(heard: Path):
     [file] = (heard / "tensorboard").rglob("events.out.tfevents.*")
     log = EventAccumulator(str(file)).Reload()

@@ -11,6 +11,7 @@ from ds_higgs.cli.main import run as run_command
 from ds_higgs.commands.export import export
 from ds_higgs.commands.generate import VoiceOptions, load_voice
 from ds_higgs.errors import UserError
+from ds_higgs.model.tiny import write_tiny_base
 from tests.support.runs import write_run
 
 CODEC_RATE = 24_000
@@ -157,6 +158,18 @@ def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_p
     run_command(["evaluate", "--base", str(tiny_base), *where, *options])
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert [column["name"] for column in record["columns"]] == ["base"]
+
+
+def test_a_base_with_a_whisper_tower_speaks_what_manifests_ask(example_dir: Path, tmp_path: Path):
+    """A text with a reference would need what the tower hears of it."""
+    write_tiny_base(tmp_path / "base", whisper=True)
+    asked = ["generate", "--base", str(tmp_path / "base"), "--max-seconds", "0.2"]
+    manifest = ["--manifest", str(example_dir / "val.json"), "--count", "2", "--cache-dir", str(tmp_path / "codes")]
+    run_command([*asked, *manifest, "-o", str(tmp_path / "spoken")])
+    assert len((tmp_path / "spoken" / "samples.jsonl").read_text().splitlines()) == 2
+    reference = ["--reference", str(example_dir / "audio" / "speaker_001_00.flac"), "--reference-text", "The ferry."]
+    with pytest.raises(UserError, match="not for a base with a Whisper tower"):
+        run_command([*asked, "--text", "a", *reference, "-o", str(tmp_path / "x.wav")])
 
 
 @pytest.mark.parametrize(

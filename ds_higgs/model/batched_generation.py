@@ -1,0 +1,211 @@
+"""Speech codes for several prompts at once: those that `generate_codes` gives one by one, in a fraction of the time.
+
+boson's `generate` takes one prompt: of several, it would mask no padding in the past, and place all speech alike. Here
+its loop runs over prompts padded on the left, with the model's own layers, and boson's own sampler for each row.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from boson_multimodal.model.higgs_audio import HiggsAudioModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ds_higgs.batch import ModelInputs
+from ds_higgs.model.block_cache import BlockCache
+from ds_higgs.model.generation import (
+    GeneratedCodes,
+    Sampling,
+    evaluation_mode,
+    generate_codes,
+    read_stream,
+    stream_length,
+)
+from ds_higgs.model.heads import deferred_heads
+from ds_higgs.model.server_sampling import codes_as_served
+
+
+def generate_together(
+    model: HiggsAudioModel,
+    prompts: Sequence[ModelInputs],
+    *,
+    max_frames: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    stop: Callable[[], bool] = lambda: False,
+) -> list[GeneratedCodes]:
+    """`generate_codes` of every prompt with its seed: the same codes, but where rounding decides between two.
+
+    flash_attention_2 knows no past of this kind: with it, the prompts are spoken one by one.
+
+    Args:
+        prompts: at least one; one sample each, that ends with <|audio_out_bos|>.
+        stop: asked at every frame whether to leave the rest; what is returned then is unfinished.
+    """
+    if model.config._attn_implementation == "flash_attention_2":
+        asked = zip(prompts, seeds, strict=True)
+        return [generate_codes(model, one, max_frames=max_frames, sampling=sampling, seed=seed) for one, seed in asked]
+    room = stream_length(model.config, max_frames) - 1
+    rules = codes_as_served(model) if sampling.as_served else nullcontext()
+    with torch.inference_mode(), evaluation_mode(model), rules:
+        past = _Past(model, join_prompts(prompts, pad_id=model.padding_idx).to(model.device), room=room)
+        sampler = _Sampler(model, sampling)
+        streams = [_Stream.begin(model, one, seed) for one, seed in zip(prompts, seeds, strict=True)]
+        for _ in range(room):
+            logits = past.next_logits(torch.stack([stream.columns[:, -1] for stream in streams], dim=1))
+            for stream, of_row in zip(streams, logits, strict=True):
+                if not stream.ended:
+                    sampler.draw(stream, of_row)
+            if all(stream.ended for stream in streams) or stop():
+                break
+    return [stream.read(model.config, max_frames) for stream in streams]
+
+
+def join_prompts(prompts: Sequence[ModelInputs], *, pad_id: int) -> ModelInputs:
+    """Several prompts of one sample each as one batch, padded on the left: all of them go on at the right."""
+    length = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    joined: dict[str, torch.Tensor] = {
+        name: torch.cat([F.pad(one[name], (length - one[name].shape[1], 0), value=value) for one in prompts])
+        for name, value in (("input_ids", pad_id), ("attention_mask", 0))
+    }
+    for kind in ("audio_in_ids", "audio_out_ids"):
+        joined |= _join_segments(kind, [one for one in prompts if kind in one])
+    for name in ("audio_features", "audio_feature_attention_mask"):
+        if clips := [one[name] for one in prompts if name in one]:
+            joined[name] = torch.cat(clips)  # of one length all: the tower hears 30 s
+    return ModelInputs(expanded=None, **joined)
+
+
+def _join_segments(kind: str, prompts: Sequence[ModelInputs]) -> dict[str, torch.Tensor]:
+    """The codes of all segments one after another, and where each begins; nothing for no prompts."""
+    if not prompts:
+        return {}
+    starts, frames = [], 0
+    for prompt in prompts:
+        starts.append(prompt[f"{kind}_start"] + frames)
+        frames += prompt[kind].shape[1]
+    return {kind: torch.cat([prompt[kind] for prompt in prompts], dim=1), f"{kind}_start": torch.cat(starts)}
+
+
+class _Past:
+    """What a model has read and said so far, row by row."""
+
+    def __init__(self, model: HiggsAudioModel, prompts: ModelInputs, *, room: int):
+        """Read `prompts`, without logits, as speech begins with BOS; there will be `room` columns after them."""
+        self._model = model
+        self._cache = BlockCache(room=room)
+        with deferred_heads(model):
+            read = model(**prompts, past_key_values=self._cache, use_cache=True, return_dict=True)
+        batch, length = read.attention_mask.shape
+        self._cache.filled = length
+        padding = read.attention_mask == 0
+        self._padding = padding.sum(dim=1, keepdim=True)  # [batch, 1]
+        self._places = torch.arange(length + room, device=model.device)
+        is_speech = read.audio_in_discrete_codes_mask | read.audio_out_mask
+        self._is_audio = F.pad(is_speech, (0, room), value=True)  # [batch, length + room]
+        # [batch, 1, 1, length + room], added to the scores; None where nothing is padded, as the model itself has it
+        mask = torch.zeros((batch, 1, 1, length + room), dtype=model.dtype, device=model.device)
+        mask[:, 0, 0, :length].masked_fill_(padding, torch.finfo(model.dtype).min)
+        self._mask = mask if padding.any() else None
+
+    def next_logits(self, columns: torch.Tensor) -> torch.Tensor:
+        """Hear a column more of every row, [codebooks, batch], and predict the next: [batch, codebooks, codes] fp32."""
+        model, config = self._model, self._model.config
+        place, end = self._cache.filled, self._cache.filled + 1
+        hidden, *_ = model._forward_core(
+            hidden_states=model._embed_audio_ids(columns).unsqueeze(1),
+            causal_mask=None if self._mask is None else self._mask[..., :end],
+            position_ids=-self._padding,  # the model adds the place in the cache, padding included
+            cache_position=self._places[place:end],
+            audio_discrete_codes_mask=self._is_audio[:, :end],
+            past_key_values=self._cache,
+            use_cache=True,
+            # of StaticCache and captured graphs alone
+            audio_attention_mask=None,
+            fast_forward_attention_mask=None,
+            output_attentions=False,
+            output_hidden_states=False,
+        )
+        self._cache.filled = end
+        logits = model.audio_decoder_proj.audio_lm_head(model.norm(hidden[:, 0]))
+        return logits.view(-1, config.audio_num_codebooks, model.audio_codebook_size).float()
+
+
+@dataclass
+class _Stream:
+    """One row's speech, as boson's loop keeps it.
+
+    columns: [codebooks, columns] int64 of the prompt's own speech and, from `start` on, of what is spoken after it.
+    delay: the last codebook that has begun; remaining: codebooks that have not ended, None before the first one ends.
+    """
+
+    columns: torch.Tensor
+    start: int
+    random: torch.Generator
+    delay: int = 0
+    remaining: int | None = None
+    ended: bool = False
+
+    @classmethod
+    def begin(cls, model: HiggsAudioModel, prompt: ModelInputs, seed: int) -> "_Stream":
+        heard = prompt["audio_out_ids"].to(model.device)
+        first = heard.new_full((heard.shape[0], 1), model.config.audio_stream_bos_id)
+        random = torch.Generator(device=model.device).manual_seed(seed)
+        return cls(torch.cat([heard, first], dim=1), start=heard.shape[1], random=random)
+
+    def read(self, config: Any, max_frames: int) -> GeneratedCodes:
+        codes = read_stream(self.columns[:, self.start :].clone().cpu(), config)
+        return GeneratedCodes(codes=codes[:, :max_frames], stopped_by="eos" if self.ended else "length")
+
+
+class _Sampler:
+    """Draws the next column of a stream: boson's own rules, handed what `generate` would hand to them."""
+
+    def __init__(self, model: HiggsAudioModel, sampling: Sampling):
+        self._model = model
+        self._greedy = sampling.temperature == 0
+        self._warpers = LogitsProcessorList() if self._greedy else build_warpers(sampling)
+        rules = {
+            "ras_win_len": sampling.ras_window,
+            "ras_win_max_num_repeat": sampling.ras_max_repeats,
+            "audio_eos_token_id": model.config.audio_eos_token_id,
+        }
+        self._config = GenerationConfig(generation_kwargs=rules)
+
+    def draw(self, stream: _Stream, logits: torch.Tensor) -> None:
+        """Add a column to `stream`, from logits [codebooks, codes]."""
+        tokens, column, _, _, stream.delay, stream.remaining = self._model._sample_audio_tokens(
+            hidden_states=None,
+            audio_logits=logits.unsqueeze(0),
+            audio_out_ids=stream.columns,
+            do_sample=not self._greedy,
+            logits_processor=self._warpers,
+            device=logits.device,
+            torch_generator=stream.random,
+            generation_config=self._config,
+            num_delay=stream.delay,
+            num_remaining_delays=stream.remaining,
+        )
+        stream.columns = torch.cat([stream.columns, column.unsqueeze(1)], dim=1)
+        stream.ended = int(tokens[0]) == self._model.config.audio_eos_token_id
+
+
+def build_warpers(sampling: Sampling) -> LogitsProcessorList:
+    """What makes probabilities of logits, as transformers' `generate` puts it together for these settings."""
+    warpers = LogitsProcessorList()
+    if sampling.temperature != 1:
+        warpers.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k is not None:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return warpers
