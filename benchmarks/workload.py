@@ -87,11 +87,12 @@ def make_batch(config: HiggsAudioConfig, shapes: Sequence[SampleShape], *, seed:
     """A micro-batch as training collates it, with random tokens and codes."""
     generator = torch.Generator().manual_seed(seed)
     collate = BatchCollator(AudioLayout.from_config(config))
-    samples = [_make_sample(config, shape, generator) for shape in shapes]
+    samples = [make_sample(config, shape, generator) for shape in shapes]
     return collate(samples, [f"random:{index}" for index in range(len(shapes))])
 
 
-def _make_sample(config: HiggsAudioConfig, shape: SampleShape, generator: torch.Generator) -> ChatMLDatasetSample:
+def make_sample(config: HiggsAudioConfig, shape: SampleShape, generator: torch.Generator) -> ChatMLDatasetSample:
+    """A sample of random tokens and codes, as data sets give it."""
     num_words = min(config.pad_token_id, config.audio_in_token_idx)
 
     def words(count: int) -> torch.Tensor:
