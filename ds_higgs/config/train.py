@@ -1,12 +1,13 @@
 """`train` and `lora`: which weights are trained."""
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from ds_higgs.config.section import Section
-from ds_higgs.config.types import Count, Probability, Text
+from ds_higgs.config.types import Count, FilePath, Probability, Text
 
 LoraTarget = Literal["attention", "text_ffn", "audio_ffn"]
 SavedModule = Literal["audio_head", "audio_embeddings", "text_head"]
@@ -22,6 +23,22 @@ class TrainConfig(Section):
     only: Text | None = Field(
         None, description="Regular expression over whole weight names: of the mode's weights, train these alone."
     )
+
+    from_: FilePath | None = Field(
+        None,
+        alias="from",
+        description="Begin with what this run, checkpoint, adapter (merged first) or exported model has learned.",
+    )
+
+    @field_validator("from_")
+    @classmethod
+    def _trains_whole_weights(cls, from_: Path | None, info: ValidationInfo) -> Path | None:
+        if from_ is not None and info.data.get("mode") == "lora":
+            raise ValueError(
+                "is for train.mode audio_path and full; for LoRA on top of it: ds-higgs export PATH --merge --out DIR, "
+                "then model.base: DIR"
+            )
+        return from_
 
     @field_validator("only")
     @classmethod

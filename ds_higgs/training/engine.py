@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ds_higgs.adapters.warm_start import start_from
 from ds_higgs.config import Config
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.extensions import loading_extensions
@@ -30,11 +31,19 @@ from ds_higgs.training.step_module import StepModule
 
 
 def build_trained_model(
-    config: Config, base: Path, settings: MemorySettings, *, device: torch.device | str = "cpu"
+    config: Config,
+    base: Path,
+    settings: MemorySettings,
+    *,
+    device: torch.device | str = "cpu",
+    start: Path | None = None,
 ) -> PeftModel | HiggsAudioModel:
     """The base model, of which the weights that require gradients are trained, with the memory patches on it.
 
     It has the same weights on every rank.
+
+    Args:
+        start: what the weights begin with, where that is not the base alone.
     """
     seed_everything(config.run.seed)
     with phase("loading the base checkpoint"):
@@ -46,6 +55,9 @@ def build_trained_model(
             quantization=config.model.quantization,
             device=device,
         )
+    if start is not None:
+        with phase(f"starting from {start}"):
+            model = start_from(model, start, mode=config.train.mode, only=config.train.only)
     trained = make_trainable(model, mode=config.train.mode, only=config.train.only, lora=dict(config.lora))
     apply_patches(
         unwrap(trained),

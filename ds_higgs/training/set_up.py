@@ -9,10 +9,12 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from ds_higgs import setup
+from ds_higgs.adapters.warm_start import check_source
 from ds_higgs.checkpoint import find_checkpoint
 from ds_higgs.config import Config, LossConfig, OptimConfig
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.loader import StepLoader
+from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger, phase
@@ -62,7 +64,11 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
 
     stop_requests.stop_here()
     deepspeed_config = build_deepspeed_config(material.config)
-    engine = _build_engine(base, material, settings, deepspeed_config, ranks)
+    # A checkpoint holds all that a warm start may change.
+    start = config.train.from_ if checkpoint is None else None
+    if start is not None:
+        check_source(start)
+    engine = _build_engine(base, material, settings, deepspeed_config, ranks, start=start)
     trainer = Trainer(
         config,
         ranks,
@@ -85,6 +91,21 @@ def choose_algorithms(*, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses matrix products without it
     torch.use_deterministic_algorithms(deterministic)
+
+
+def check_ranks_stay_together(config: Config, *, whisper: bool, world_size: int) -> None:
+    """Refuse what would let ranks wait for each other for ever.
+
+    Raises:
+        UserError: ZeRO-3 gathers the Whisper tower's weights on all ranks, and those without reference audio in
+            their micro-batch do not come to it.
+    """
+    if whisper and config.zero.stage == 3 and world_size > 1:
+        raise UserError(
+            "zero.stage: 3 cannot train a base that hears reference audio through Whisper on several GPUs: one whose "
+            "micro-batch has none would let the others wait; expected zero.stage 0, 1 or 2, or "
+            "data.encode_whisper_embed: false"
+        )
 
 
 def warn_of_missing_end(loss: LossConfig) -> None:
@@ -144,6 +165,7 @@ def longest_sample(datasets: list[HiggsDataset]) -> int:
 
 def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: StopRequests) -> _Material:
     rules = setup.build_sample_rules(config.data, base)
+    check_ranks_stay_together(config, whisper=rules.layout.whisper, world_size=ranks.world_size)
     weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
     train = setup.build_train_datasets(config, rules, ranks, stop_requests)
     config = decide_batches(config, longest=longest_sample(train), ranks=ranks)
@@ -172,10 +194,12 @@ def _build_engine(
     settings: MemorySettings,
     deepspeed_config: dict[str, Any],
     ranks: Ranks,
+    *,
+    start: Path | None,
 ) -> DeepSpeedEngine:
     config = material.config
     settings = decide_checkpointing(config, settings, longest=material.longest, ranks=ranks)
-    model = build_trained_model(config, base, settings, device=distributed.training_device(ranks))
+    model = build_trained_model(config, base, settings, device=distributed.training_device(ranks), start=start)
     log_parameters(model)
     return build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=material.total_steps, ranks=ranks)
 

@@ -11,6 +11,7 @@ from ds_higgs.errors import UserError
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.preflight import TRACKER_PACKAGES
 from ds_higgs.job.stopping import StopRequests
+from ds_higgs.model.tiny import write_tiny_base
 from ds_higgs.training import engine
 from ds_higgs.training.set_up import choose_algorithms, set_up
 
@@ -73,3 +74,20 @@ def test_the_model_is_loaded_where_nothing_is_wrong(values, caplog):
         with pytest.raises(pytest.fail.Exception, match="the model was loaded"):
             set_up(load_config(None, values | {"loss.eos_weight": weight}), Ranks(0, 1, 0), StopRequests(lambda: False))
         assert ("the end of speech is not learned" in caplog.text) == (weight == 0)
+
+
+def test_a_warm_start_from_nothing(values):
+    config = load_config(None, values | {"train.mode": "full", "train.from": "absent"})
+    with pytest.raises(UserError, match=r"train\.from: absent does not exist; expected a run, a checkpoint"):
+        set_up(config, Ranks(0, 1, 0), StopRequests(lambda: False))
+    with pytest.raises(UserError, match=r"train\.from.*: is for train\.mode audio_path and full; .* export PATH"):
+        load_config(None, values | {"train.from": "absent"})
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_ranks_may_not_wait_for_one_without_whisper_features(values, tmp_path, mode):
+    """Where a micro-batch has no reference audio, ZeRO-3's gathering of the Whisper tower would hang."""
+    write_tiny_base(tmp_path / "base", whisper=True)
+    config = load_config(None, values | {"model.base": str(tmp_path / "base"), "train.mode": mode, "zero.stage": 3})
+    with pytest.raises(UserError, match=r"zero\.stage: 3 cannot train .* Whisper on several GPUs"):
+        set_up(config, Ranks(0, 2, 0), StopRequests(lambda: False))
