@@ -28,7 +28,7 @@ from tests.faults import scenarios
 from tests.faults.job import Job, read_metrics, tmpfs, write_config
 from tests.support import launching
 
-STEPS = {"max_steps": 200}  # more than all blows of a part let through
+STEPS = {"max_steps": 240, "epochs": 40}  # more than all blows of a part let through
 
 
 @dataclass
