@@ -22,7 +22,7 @@ class Prompts:
         self.spoken = 0
         self.is_asked = False
 
-    def listen(self, engine, step, stop):
+    def listen(self, model, step, stop):
         self.is_asked = True
         while self.spoken < 3 and not stop():
             self.spoken += 1
@@ -38,7 +38,11 @@ def test_a_stop_ends_speaking_and_it_stays_due(tmp_path, stop_after, spoken, rec
     if stop_after == 0:
         stop_requests.reason = "SIGTERM"
     evaluations = Evaluations(
-        engine=SimpleNamespace(monitor=SimpleNamespace(enabled=False, tb_monitor=None)),
+        engine=SimpleNamespace(
+            module=SimpleNamespace(higgs=None),
+            monitor=SimpleNamespace(enabled=False, tb_monitor=None),
+            zero_optimization_stage=lambda: 2,
+        ),
         validation_sets=(),
         listener=prompts,
         weights=None,
