@@ -104,25 +104,21 @@ def write_usage(
     *, title: str, base: str, revision: str | None, merged: bool, layout: Literal["original", "transformers"]
 ) -> str:
     """Python code that loads the export `title`; names from outside stand in it as string literals alone."""
+    whole = repr(title) if merged else repr(base) + (f", revision={revision!r}" if revision else "")
     if layout == "transformers":
-        model_class, module = "HiggsAudioV2ForConditionalGeneration", "transformers"
+        model_class = "HiggsAudioV2ForConditionalGeneration"
+        imports = [f"from transformers import AutoProcessor, {model_class}"]
+        needs = ['# pip install "transformers>=5.3" torchaudio soundfile' + ("" if merged else " peft")]
+        speak = [f"processor = AutoProcessor.from_pretrained({whole})", _SPEAK]
     else:
-        model_class, module = "HiggsAudioModel", "boson_multimodal.model.higgs_audio"
-    arguments = repr(title) if merged else repr(base) + (f", revision={revision!r}" if revision else "")
-    lines = [f"from {module} import {model_class}", f"model = {model_class}.from_pretrained({arguments})"]
-    if merged and layout == "transformers":
-        lines = [f"from transformers import AutoProcessor, {model_class}", *lines[1:]]
-        lines.append(f"processor = AutoProcessor.from_pretrained({title!r})")
+        model_class = "HiggsAudioModel"
+        imports = [f"from boson_multimodal.model.higgs_audio import {model_class}"]
+        needs, speak = [], []
+    load = [f"model = {model_class}.from_pretrained({whole})"]
     if not merged:
-        lines = ["import torch.distributed.tensor  # before PEFT", "from peft import PeftModel", *lines]
-        lines.append(f"model = PeftModel.from_pretrained(model, {title!r})")
-    if layout == "transformers":
-        lines += [
-            "from transformers import AutoProcessor",
-            f"processor = AutoProcessor.from_pretrained({arguments})",
-            _SPEAK,
-        ]
-    return "\n".join(lines)
+        imports = ["import torch.distributed.tensor  # before PEFT", "from peft import PeftModel", *imports]
+        load.append(f"model = PeftModel.from_pretrained(model, {title!r})")
+    return "\n".join([*needs, *imports, *load, *speak])
 
 
 def describe(record: AdapterRecord, *, num_codebooks: int, frames_per_second: float) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -43,6 +44,34 @@ def test_the_folder_speaks_as_the_adapter_does(tiny_base: Path, example_dir: Pat
     assert ours.shape == (8, MAX_FRAMES)
     assert torch.equal(ours, theirs[:, :MAX_FRAMES])
     assert soundfile.info(tmp_path / "spoken.wav").samplerate == 24_000
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_cards_code_speaks_to_a_wav_file(merge: bool, tiny_base: Path, tmp_path: Path):
+    """As it is printed, with the native codec's own classes (random weights) where the card's model names a codec.
+
+    torchaudio, whose wheels cannot be loaded beside CPU torch, is an empty package: encoding alone calls it.
+    """
+    stand_in = tmp_path / "packages" / "torchaudio"
+    stand_in.mkdir(parents=True)
+    (stand_in / "__init__.py").touch()
+    environment = {**os.environ, "PYTHONPATH": str(stand_in.parent), "HF_HUB_OFFLINE": "1"}
+    write_run(tmp_path / "run", tiny_base, prompt_form="boson")
+    export(tmp_path / "run", tmp_path / "whole", merge=True, layout="transformers")
+    subprocess.run(
+        [str(PYTHON), str(Path(__file__).with_name("codec.py")), "whole"], check=True, cwd=tmp_path, env=environment
+    )
+    title = "whole"
+    if not merge:
+        title = "adapter"
+        export(tmp_path / "run", tmp_path / title, base="whole", layout="transformers")
+    card = (tmp_path / title / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```", card, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "card.py").write_text(code, encoding="utf-8")
+    subprocess.run([str(PYTHON), "card.py"], check=True, cwd=tmp_path, env=environment)
+    spoken = soundfile.info(tmp_path / "speech.wav")
+    assert (spoken.samplerate, spoken.channels) == (24_000, 1)
+    assert spoken.frames > 0
 
 
 def whole_frames(audio: Path, out: Path) -> Path:
