@@ -55,5 +55,23 @@ def without_prints() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Show no progress bars of transformers, unless all is to be said: what takes long is a `phase` of ours.
+
+    Not around what may download: the hub's bars, which tell how far it is, are switched with them.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    if is_verbose() or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
 def _can_be_acted_on(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_DEEPSPEED_CHATTER)

@@ -17,6 +17,7 @@ from transformers import (
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
 from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY, download, is_released
+from ds_higgs.job.logs import without_bars
 from ds_higgs.model import native_format
 from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
@@ -147,15 +148,16 @@ def load_model(
         logger.info("%s: in the format of transformers >= 5.3, converted while loading", base)
     if quantization is None:
         return _load(base, dtype=dtype, attention=attention, device=device).train()
-    model = HiggsAudioModel.from_pretrained(
-        base,
-        torch_dtype=dtype,
-        attn_implementation=attention,
-        local_files_only=True,
-        use_safetensors=True,
-        low_cpu_mem_usage=True,
-        quantization_config=build_quantization_config(quantization, dtype=dtype),
-    )
+    with without_bars():  # of shards
+        model = HiggsAudioModel.from_pretrained(
+            base,
+            torch_dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=True,
+            quantization_config=build_quantization_config(quantization, dtype=dtype),
+        )
     return model.train()
 
 
