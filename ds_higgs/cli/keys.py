@@ -11,7 +11,12 @@ from ds_higgs.config.allowed import allowed_values
 from ds_higgs.config.file import SHORT_FLAGS, known_keys
 from ds_higgs.config.sections import Config
 
-_NEEDED = ("model.base", "data.train_manifest", "run.output_dir")  # by every configuration
+# By every configuration, and what help says of it.
+_NEEDED = {
+    "model.base": "needed",
+    "data.train_manifest": "needed, unless data.train is given",
+    "run.output_dir": "needed",
+}
 _SAMPLES = ("model.base", "model.revision", "data.*", "!data.num_workers", "!data.batch_size")
 _DEEPSPEED = (
     "zero.*",
@@ -67,7 +72,7 @@ def describe_keys(command: str) -> str:
 def _describe_key(name: str, default: Any, description: str) -> Iterator[str]:
     short = {key: flag for flag, key in SHORT_FLAGS.items()}
     yield f"  --{name}" + (f"  (--{short[name]})" if name in short else "")
-    value = "needed" if name in _NEEDED else "" if default is None else f"default {_shown(default)}"
+    value = _NEEDED.get(name, "" if default is None else f"default {_shown(default)}")
     yield from _wrap(description, indent=6)
     yield from _wrap("; ".join(filter(None, (allowed_values()[name], value))), indent=6)
 

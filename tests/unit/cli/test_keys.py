@@ -57,3 +57,4 @@ def test_every_key_says_what_it_takes():
     assert allowed["data.val_manifest"] == "a path"
     assert allowed["data.train"] == "a list of: {manifest, name, weight, epochs, prompt_form}"
     assert "\neval: Validation.\n" in describe_keys("train")
+    assert "a path; needed, unless data.train is given\n" in describe_keys("train")
