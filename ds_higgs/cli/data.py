@@ -97,7 +97,7 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _manifest(arguments: argparse.Namespace) -> None:
-    from ds_higgs.commands.manifest import Recogniser, make_manifests
+    from ds_higgs.commands.manifest import Recogniser, describe_made, make_manifests
 
     check_file_writable(arguments.out, "--out")
     if arguments.val_out is not None:
@@ -119,14 +119,8 @@ def _manifest(arguments: argparse.Namespace) -> None:
         else None,
         force=arguments.force,
     )
-    for manifest in made:
-        without = manifest.num_without_reference
-        print_answer(
-            f"{manifest.path}: {manifest.num_samples} samples of {manifest.num_speakers} speakers"
-            + (f", {without} without a reference" if without else "")
-        )
-    if len(made) == 2 and (only := sorted(made[0].speakers - made[1].speakers)):
-        print_answer(f"in training only, for want of recordings: {', '.join(only)}")
+    for line in describe_made(arguments.source, made):
+        print_answer(line)
 
 
 def _validate(config: Config, arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_higgs.commands.init_facts import DataFacts, look_at, look_at_gpus
-from ds_higgs.commands.manifest import make_manifests
+from ds_higgs.commands.manifest import describe_made, make_manifests
 from ds_higgs.commands.recipes.goals import CARDS, GOALS, Card, Goal, find_card
 from ds_higgs.commands.recipes.recipe import Places, render
 from ds_higgs.config.file import load_config
@@ -42,7 +42,8 @@ def make_config(source: Path, out: Path, options: InitOptions) -> Iterator[str]:
     if not _is_manifest(source):
         train, validation = out.parent / "train.json", out.parent / "val.json"
         _refuse_existing(train, validation)
-        yield from map(str, _make_manifests(source, train, validation, options.share))
+        made = make_manifests(source, train, share=options.share, validation=validation)
+        yield from describe_made(source, made)
     facts = look_at(train)
     yield from facts.describe()
     goal = GOALS[options.goal]
@@ -86,11 +87,6 @@ def _goal_hint(goal: Goal, facts: DataFacts) -> str | None:
     if goal.name == "language" and facts.hours < 25:
         return f"{facts.hours:.1f} h: the goal `language` is meant for {goal.data}"
     return None
-
-
-def _make_manifests(source: Path, train: Path, validation: Path, share: float) -> list[str]:
-    made = make_manifests(source, train, share=share, validation=validation)
-    return [f"{one.path}: {one.num_samples} samples of {one.num_speakers} speakers" for one in made]
 
 
 def _is_manifest(source: Path) -> bool:

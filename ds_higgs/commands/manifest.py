@@ -1,12 +1,13 @@
 """`ds-higgs manifest`: a manifest from what people have."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ds_higgs.data.prompt_forms import PromptForm
+from ds_higgs.data.sources import pairs
 from ds_higgs.data.sources.opening import find_form, named_form, read_utterances
 from ds_higgs.data.sources.ownership import check_may_overwrite
 from ds_higgs.data.sources.recordings import make_readable
@@ -80,6 +81,22 @@ def make_manifests(
         write_manifest(out, training, seed=seed, system=system, form=prompt_form),
         write_manifest(validation, held_out, seed=seed, system=system, form=prompt_form),
     ]
+
+
+def describe_made(source: Path, made: Sequence[Made]) -> Iterator[str]:
+    """Lines on the manifests made of `source`: how much is in them, and how its speakers were counted."""
+    for one in made:
+        without = f", {one.num_without_reference} without a reference" if one.num_without_reference else ""
+        speakers = f"{one.num_speakers} speaker" + "s" * (one.num_speakers != 1)
+        yield f"{one.path}: {one.num_samples} samples of {speakers}{without}"
+    if len(made) == 2 and (only := sorted(made[0].speakers - made[1].speakers)):
+        yield f"in training only, for want of recordings: {', '.join(only)}"
+    folder = source.resolve().name
+    if source.is_dir() and find_form(source)[0] is pairs.FORM and folder in made[0].speakers:
+        yield (
+            f"speakers are counted by sub-folder, and what lies in {source} itself is one, {folder}; where it is "
+            "several people, give each a sub-folder: a sample's reference has to be another recording of its speaker"
+        )
 
 
 def _transcribe(utterances: Sequence[Utterance], recogniser: Recogniser, audio_folder: Path) -> list[Utterance]:

@@ -49,6 +49,21 @@ def test_recordings_become_manifests_and_a_configuration(recordings, tiny_base, 
     assert out.read_text() == text
 
 
+def test_how_speakers_were_counted_is_told_where_no_folder_names_them(recordings, tmp_path):
+    """Of a flat folder, and of recordings that lie beside folders; where each has a folder there is nothing to tell."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in recordings.rglob("*.*"):
+        shutil.copy(path, flat)
+    beside = tmp_path / "beside"
+    shutil.copytree(flat, beside)
+    shutil.copytree(recordings / "speaker_001", beside / "speaker_001")
+    options = InitOptions("voice", "BASE", "24gb", share=0.2)
+    for source, told in ((flat, True), (beside, True), (recordings, False)):
+        lines = "\n".join(make_config(source, tmp_path / source.name / "job" / "config.yaml", options))
+        assert (f"what lies in {source} itself is one, {source.name}; where it is several people" in lines) == told
+
+
 def test_a_manifest_is_taken_as_it_is(example_dir, tmp_path):
     options = InitOptions("language", "BASE", "8xh200", example_dir / "val.json")
     lines = list(make_config(example_dir / "train.json", tmp_path / "config.yaml", options))
@@ -85,7 +100,9 @@ def test_without_a_gpu_it_is_for_trying_things_out():
     assert (find_card(0, 0).gib, find_card(0, 0).quantization) == (0, None)
 
 
-@pytest.mark.parametrize(("rate", "steps", "warned"), [(2e-4, 0, True), (2e-4, 10, False), (1e-4, 0, False)])
+@pytest.mark.parametrize(
+    ("rate", "steps", "warned"), [(2e-4, 0, True), (2e-4, 10, False), (2e-4, "auto", False), (1e-4, 0, False)]
+)
 def test_a_hasty_start_is_warned_of(rate, steps, warned, caplog):
     warn_of_hasty_start(OptimConfig(learning_rate=rate, warmup_steps=steps))
     assert ("there is no warm-up" in caplog.text) == warned
