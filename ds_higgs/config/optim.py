@@ -15,7 +15,9 @@ class OptimConfig(Section):
     weight_decay: PositiveOrZero = Field(0.01, description="Decoupled weight decay.")
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Adam's decay rates.")
     eps: Positive = Field(1e-8, description="Adam's epsilon.")
-    warmup_steps: CountOrZero = Field(0, description="Optimizer steps of linear warm-up.")
+    warmup_steps: CountOrZero | Literal["auto"] = Field(
+        "auto", description="Optimizer steps of linear warm-up; auto: 3 % of the run's."
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up, to 0.")
     max_grad_norm: PositiveOrZero = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-batches per GPU in one optimizer step.")

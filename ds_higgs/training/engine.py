@@ -26,7 +26,7 @@ from ds_higgs.model.trained import make_trainable
 from ds_higgs.training.memory_plan import MemorySettings
 from ds_higgs.training.metrics import tolerate_tracker_errors
 from ds_higgs.training.reduction import look_for_overflow_at_once
-from ds_higgs.training.schedule import learning_rate_factor
+from ds_higgs.training.schedule import count_warmup_steps, learning_rate_factor
 from ds_higgs.training.step_module import StepModule
 
 
@@ -86,7 +86,7 @@ def build_engine(
     factor = partial(
         learning_rate_factor,
         schedule=config.optim.schedule,
-        warmup_steps=config.optim.warmup_steps,
+        warmup_steps=count_warmup_steps(config.optim.warmup_steps, total_steps=total_steps),
         total_steps=total_steps,
     )
 

@@ -1,6 +1,14 @@
 """The learning rate over a run, as a factor of its peak."""
 
 import math
+from typing import Literal
+
+WARMUP_SHARE = 0.03  # of a run
+
+
+def count_warmup_steps(wanted: int | Literal["auto"], *, total_steps: int) -> int:
+    """Optimizer steps of warm-up: as wanted, or WARMUP_SHARE of the run; of 16 steps and fewer that is none."""
+    return round(WARMUP_SHARE * total_steps) if wanted == "auto" else wanted
 
 
 def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, total_steps: int) -> float:

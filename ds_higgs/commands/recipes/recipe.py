@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ds_higgs.commands.recipes.goals import Card, Goal
+from ds_higgs.training.schedule import WARMUP_SHARE
 
-WARMUP_SHARE = 0.03
 EVALS_PER_EPOCH = 2
 MAX_EVAL_STEPS = 500
 RELEASED_BASE = "bosonai/higgs-audio-v2-generation-3B-base"

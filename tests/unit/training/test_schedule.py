@@ -2,7 +2,7 @@
 
 import pytest
 
-from ds_higgs.training.schedule import learning_rate_factor
+from ds_higgs.training.schedule import count_warmup_steps, learning_rate_factor
 
 
 def factors(schedule, *, steps, warmup_steps=0, total_steps=8):
@@ -30,6 +30,11 @@ def test_constant_stays():
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_warm_up_is_linear_and_its_first_update_is_not_zero(schedule):
     assert factors(schedule, steps=range(5), warmup_steps=4, total_steps=12) == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+
+
+@pytest.mark.parametrize(("wanted", "total", "steps"), [("auto", 1000, 30), ("auto", 16, 0), (0, 1000, 0), (7, 16, 7)])
+def test_warm_up_is_three_hundredths_of_a_run_unless_it_is_given(wanted, total, steps):
+    assert count_warmup_steps(wanted, total_steps=total) == steps
 
 
 def test_what_follows_the_warm_up_takes_the_steps_that_are_left():
