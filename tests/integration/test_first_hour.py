@@ -19,6 +19,7 @@ from tests.support.released_shape import write_released_shape
 from tests.unit.data.audio_files import cloning_sample, write_tone
 
 PROMISED_MINUTES = 4
+FEW_RECORDINGS = 12  # for the released codec's classes, which take seconds a clip on the CPU
 
 
 def five_commands() -> list[str]:
@@ -79,6 +80,8 @@ def test_the_same_with_a_base_shaped_like_the_released_one(clone):
     """What doctor and validate have passed, nothing later fails on."""
     (clone / "base").mkdir()
     write_released_shape(clone / "base")
+    for file in sorted((clone / "recordings").iterdir())[2 * FEW_RECORDINGS :]:  # wav and txt
+        file.unlink()
     first, *rest = five_commands()[1:]
     checks = [f"ds-higgs {check} -c job/config.yaml" for check in ("doctor", "validate")]
     run_all([first, *checks, *rest], clone)

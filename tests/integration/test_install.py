@@ -72,6 +72,35 @@ def test_without_bosons_package_the_first_command_names_the_one_that_installs_it
     assert HOW_TO_INSTALL_BOSON in done.stdout
 
 
+@pytest.fixture(scope="module")
+def project() -> dict:
+    """pyproject.toml."""
+    return pytest.importorskip("tomllib", reason="of Python 3.11").loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_uv_installs_the_same_packages_without_what_they_declare(project):
+    assert tuple(project["dependency-groups"]["boson"]) == BOSON_PACKAGES
+    told = [dict(one) for one in project["tool"]["uv"]["dependency-metadata"]]
+    assert [f"{one['name']}=={one['version']}" for one in told] == [*BOSON_PACKAGES]
+    assert all(one["requires-dist"] == [] for one in told)
+
+
+@pytest.mark.slow
+def test_uv_brings_all_by_one_command_and_nothing_that_breaks_it(tmp_path):
+    """It asks the package index, and installs nothing."""
+    if shutil.which("uv") is None:
+        pytest.skip("uv is not installed")
+    [command] = re.findall(r"uv pip install [^`\n]*", (ROOT / "README.md").read_text())
+    words = [word for word in command.split() if not word.startswith("--torch-backend")]  # which asks another index
+    launching.run(["uv", "venv", "--python", sys.executable, tmp_path])
+    done = launching.run([*words, "--dry-run"], env={"VIRTUAL_ENV": str(tmp_path)})
+    assert done.returncode == 0, done.stdout[-4000:]
+    installed = dict(re.findall(r"^ \+ ([\w-]+)==(\S+)", done.stdout, flags=re.MULTILINE))
+    assert (installed["torch"].partition("+")[0], installed["transformers"]) == ("2.13.0", "4.46.3")
+    assert {package.partition("==")[0] for package in BOSON_PACKAGES} <= installed.keys()
+    assert not {"torchaudio", "torchvision"} & installed.keys()
+
+
 def test_one_list_of_packages_and_files_that_exist():
     script = (ROOT / "launch" / "install.sh").read_text()
     assert " ".join(BOSON_PACKAGES) in script
