@@ -35,9 +35,9 @@ def check(seeds, sound, folder):
 
 
 def test_wild_configurations_end_well_or_with_status_2(sound, tmp_path, capsys):
-    check(range(200), sound, tmp_path)
+    check(range(80), sound, tmp_path)
 
 
 @pytest.mark.slow
 def test_5000_wild_configurations(sound, tmp_path, capsys):
-    check(range(200, 5200), sound, tmp_path)
+    check(range(80, 5080), sound, tmp_path)

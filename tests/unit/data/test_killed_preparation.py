@@ -17,7 +17,7 @@ from ds_higgs.data.codec.dac import DacCodec
 
 from .audio_files import cloning_sample, write_tone
 
-ROUNDS = 20
+ROUNDS = 12
 CLIPS = 36
 UNIT_CLIPS = 3
 

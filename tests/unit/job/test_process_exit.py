@@ -92,7 +92,11 @@ def test_an_interrupt_at_any_moment_is_no_traceback(seconds, tmp_path):
 
 @pytest.mark.costly
 @pytest.mark.parametrize(
-    ("ending", "status"), [("run_and_exit(main)", 0), ("main()", -6)], ids=["run_and_exit", "as Python does"]
+    ("ending", "status"),
+    [
+        pytest.param("run_and_exit(main)", 0, id="run_and_exit"),
+        pytest.param("main()", -6, id="as Python does", marks=pytest.mark.slow),
+    ],
 )
 def test_a_collective_under_way_does_not_abort_the_process(tmp_path, ending, status):
     """The second case shows that the first one would fail without what it tests."""
