@@ -164,11 +164,11 @@ class RunFolder:
 
     def sample_file(self, name: str | Path) -> Path | None:
         """A WAV of samples/, by its name as metrics lines have it; None for a name or a link that leads elsewhere."""
-        try:
-            file = (self.path / name).resolve()
-        except (ValueError, OSError):  # a null byte, a loop of links
-            return None
-        return file if file.suffix == ".wav" and file.is_relative_to(self.samples.resolve()) else None
+        return _wav_inside(self.samples, self.path / name)
+
+    def evaluation_file(self, name: str | Path) -> Path | None:
+        """A WAV of evaluation/, by its name as evaluation.json has it; None for one that leads elsewhere."""
+        return _wav_inside(self.evaluation, self.evaluation / name)
 
     # Adapters.
 
@@ -254,6 +254,14 @@ class RunFolder:
         """Delete all but the `keep` newest adapters of steps (None: keep all); final and best stay."""
         for _, path in sorted(self._adapters_of_steps().items(), reverse=True)[keep:] if keep else ():
             shutil.rmtree(path)
+
+
+def _wav_inside(folder: Path, file: Path) -> Path | None:
+    try:
+        file = file.resolve()
+    except (ValueError, OSError):  # a null byte, a loop of links
+        return None
+    return file if file.suffix == ".wav" and file.is_relative_to(folder.resolve()) else None
 
 
 def is_event(line: dict[str, Any]) -> bool:

@@ -41,6 +41,14 @@ def numbers(text: str) -> tuple[float, ...]:
     return found
 
 
+def two_names(text: str) -> tuple[str, str]:
+    """Two different names, with a comma between."""
+    names = tuple(one.strip() for one in text.split(","))
+    if len(set(names)) != 2 or len(names) != 2 or "" in names:
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected two different names with a comma between")
+    return names[0], names[1]
+
+
 def share(text: str) -> float:
     """A part of a whole, which may be all of it."""
     return _checked(text, float, lambda value: 0 < value <= 1, "a number above 0, up to 1")

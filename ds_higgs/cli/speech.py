@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_higgs.cli.arguments import count, count_or_zero, numbers, positive_or_zero, seconds
+from ds_higgs.cli.arguments import count, count_or_zero, numbers, positive_or_zero, seconds, two_names
 from ds_higgs.cli.speaking import add_place_flags, add_sampling_flags, speech_options
 from ds_higgs.errors import UserError
 from ds_higgs.job.answers import print_answer
@@ -82,7 +82,9 @@ def add_commands(add_command: AddCommand) -> None:
 
     report = add_command("report", _report, "one HTML page of a run, or of several side by side")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
-    report.add_argument("-o", "--out", type=Path, help="the page (report.html in the first run's folder)")
+    report.add_argument("-o", "--out", type=Path, help="the page (report.html or blind.html in the first run's folder)")
+    report.add_argument("--blind", action="store_true", help="two of its evaluated models, without names, to vote on")
+    report.add_argument("--columns", type=two_names, metavar="A,B", help="with --blind: which (the first, the last)")
 
 
 def _add_reference_flags(parser: argparse.ArgumentParser) -> None:
@@ -246,10 +248,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from ds_higgs.report import build_report
+    from ds_higgs.report import build_blind_test, build_report
 
-    out = arguments.out or arguments.runs[0] / "report.html"
+    if arguments.columns and not arguments.blind:
+        raise UserError("--columns goes with --blind")
+    if arguments.blind and len(arguments.runs) > 1:
+        raise UserError("--blind: expected one run, whose evaluation has what is compared")
+    out = arguments.out or arguments.runs[0] / ("blind.html" if arguments.blind else "report.html")
     check_file_writable(out, "--out")
+    if arguments.blind:
+        num_pairs = build_blind_test(arguments.runs[0], out, columns=arguments.columns)
+        print_answer(f"{out}: {num_pairs} pairs, open it in a browser")
+        return
     build_report(arguments.runs, out)
     print_answer(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
 

@@ -84,6 +84,11 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, **middle, button="left", clickCount=1)
 
+    def press(self, key: str) -> None:
+        """Press and release a key, by its name in JavaScript's events."""
+        for kind in ("keyDown", "keyUp"):
+            self._call("Input.dispatchKeyEvent", type=kind, key=key)
+
     def screenshot(self, image: Path) -> None:
         """Save what the window shows as PNG."""
         image.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
