@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from ds_higgs import hub
-from ds_higgs.data.codec import dac, higgs
+from ds_higgs.data.codec import dac, higgs, spectral
 from ds_higgs.data.codec.source import AudioCodec, CodecSource
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
 
-KINDS = (dac.KIND, higgs.KIND)
+KINDS = (dac.KIND, higgs.KIND, spectral.KIND)
 
 
 def find_codec(codec: str | Path | None, base: Path | None = None) -> CodecSource:

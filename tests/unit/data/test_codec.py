@@ -1,4 +1,4 @@
-"""Both codecs: codes do not depend on the batch, folders are told apart, misfits are refused."""
+"""Every codec: codes do not depend on the batch, folders are told apart, misfits are refused."""
 
 import hashlib
 import json
@@ -21,10 +21,12 @@ from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio, resample
 from ds_higgs.errors import UserError
 from ds_higgs.hub import HIGGS_TOKENIZER
 from tests.support.in_process import fail_imports
+from tests.support.launching import ROOT
 from tests.support.released_shape import write_higgs_codec
 
 from .audio_files import RATE, tone
 
+SPECTRAL = ROOT / "examples" / "small_base" / "base" / "codec"
 LENGTHS = (9600, 9601, 13440, 9600, 9599)  # samples; three of them are 10 frames long
 
 
@@ -35,9 +37,11 @@ def higgs_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["dac", pytest.param("higgs", marks=pytest.mark.costly)])
+@pytest.fixture(scope="module", params=["dac", "spectral", pytest.param("higgs", marks=pytest.mark.costly)])
 def codec_folder(request, tiny_base):
-    return tiny_base / "codec" if request.param == "dac" else request.getfixturevalue("higgs_folder")
+    if request.param == "higgs":
+        return request.getfixturevalue("higgs_folder")
+    return tiny_base / "codec" if request.param == "dac" else SPECTRAL
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def test_the_codes_are_those_of_bosons_own_encode(codec):
 def test_a_codec_is_described_without_its_weights(codec_folder, codec):
     source = describe_codec(codec_folder)
     assert (source.sampling_rate, source.hop_length) == (24000, 960)
-    assert (source.num_codebooks, source.codebook_size) == (8, 1024)
+    assert (source.num_codebooks, source.codebook_size) == (8, 256 if codec_folder == SPECTRAL else 1024)
     assert source.identity == describe_codec(codec_folder).identity == codec.identity
 
 
