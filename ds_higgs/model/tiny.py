@@ -61,6 +61,7 @@ def build_tiny_config(
     intermediate_size: int,
     num_attention_heads: int,
     num_key_value_heads: int,
+    codebook_size: int = 1024,
 ) -> HiggsAudioConfig:
     """The released config's switches at small sizes, with the ids of `tokenizer`."""
 
@@ -99,9 +100,9 @@ def build_tiny_config(
         encode_audio_in_tokens=True,
         use_delay_pattern=True,
         audio_num_codebooks=8,
-        audio_codebook_size=1024,
-        audio_stream_bos_id=1024,
-        audio_stream_eos_id=1025,
+        audio_codebook_size=codebook_size,
+        audio_stream_bos_id=codebook_size,
+        audio_stream_eos_id=codebook_size + 1,
         audio_in_token_idx=token_id("<|AUDIO|>"),
         audio_out_token_idx=token_id("<|AUDIO_OUT|>"),
         audio_out_bos_token_id=token_id("<|audio_out_bos|>"),

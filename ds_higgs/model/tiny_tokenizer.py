@@ -1,4 +1,6 @@
-"""A byte-level BPE tokenizer of 512 entries that holds every special token of the released one."""
+"""A small byte-level BPE tokenizer that holds every special token of the released one."""
+
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -35,20 +37,23 @@ _CORPUS = (
 )
 
 
-def build_tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer; the same on every call. Text entries come first, special tokens last."""
+def build_tiny_tokenizer(corpus: Sequence[str] = _CORPUS, *, vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
+    """Build the tokenizer, its merges learned from `corpus`; the same on every call.
+
+    Text entries come first, special tokens last: `vocab_size` of both, or fewer where `corpus` has no more to merge.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
         min_frequency=1,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    assert tokenizer.get_vocab_size() == VOCAB_SIZE
+    assert tokenizer.get_vocab_size() <= vocab_size
     bos = "<|begin_of_text|>"
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
