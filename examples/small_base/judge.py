@@ -1,0 +1,169 @@
+"""Judge by ear what the small base, or an adapter of it, says: by recordings alone, without any model from outside.
+
+    python examples/small_base/judge.py examples/small_base/base
+    python examples/small_base/judge.py examples/small_base/base --adapter outputs/example
+
+a) codec: of the 40 kept recordings, how many are, encoded and decoded, nearest to their own original
+b) words: of the sentences spoken, which are in no training set, how many are nearest to the same sentence, of 20 that
+   another voice says
+c) voice: of the sentences spoken with the new voice as reference, how many are nearer to it with the adapter
+d) ends: how many end by themselves
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import listening
+import numpy as np
+import soundfile
+
+from ds_higgs.commands.generate import SpeechOptions, VoiceOptions, load_voice, speak_manifest
+from ds_higgs.commands.voice import Voice
+from ds_higgs.data.codec.source import AudioCodec
+from ds_higgs.model.generation import Sampling
+
+HERE = Path(__file__).parent
+JUDGED, NEW_VOICE = HERE / "judged" / "judged.json", HERE / "new_voice" / "val.json"
+# Whose recordings tell what a voice has said.
+RIVALS = {"low_3": "judged/audio/high_2", "high_2": "judged/audio/low_3", "new": "judged/audio/high_2"}
+MAX_SECONDS = 6.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """One sentence as a model said it. number: of the sentence. speaker: of the reference."""
+
+    number: int
+    speaker: str
+    waveform: np.ndarray
+    target: np.ndarray
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """So many of so many."""
+
+    good: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.good} of {self.of}"
+
+
+def judge_codec(codec: AudioCodec, waveforms: Sequence[np.ndarray]) -> Score:
+    """(a): those that come back nearest to their own original."""
+    originals = [listening.words(waveform) for waveform in waveforms]
+    returned = [listening.words(codec.decode(codes)) for codes in codec.encode(waveforms)]
+    own = [listening.nearest(heard, originals) == index for index, heard in enumerate(returned)]
+    return Score(sum(own), len(own))
+
+
+def judge_words(said: Sequence[Said]) -> Score:
+    """(b): those nearest to the same sentence by another voice."""
+    candidates = {
+        speaker: [listening.words(read(file)) for file in rivals(speaker)] for speaker in {s.speaker for s in said}
+    }
+    right = [listening.nearest(listening.words(s.waveform), candidates[s.speaker]) == s.number for s in said]
+    return Score(sum(right), len(right))
+
+
+def judge_ends(said: Sequence[Said]) -> Score:
+    """(d): those that ended by themselves."""
+    return Score(sum(one.ended for one in said), len(said))
+
+
+def judge_pitch(adapted: Sequence[Said], base: Sequence[Said]) -> Score:
+    """(c): those whose pitch is nearer to the target's with the adapter; what has no pitch is far from any."""
+    return _nearer(adapted, base, lambda said: abs(listening.pitch(said.waveform) - listening.pitch(said.target)))
+
+
+def judge_spectrum(adapted: Sequence[Said], base: Sequence[Said]) -> Score:
+    """(c): those whose mean spectrum is nearer to the target's with the adapter."""
+
+    def difference(said: Said) -> float:
+        return float(np.abs(listening.spectrum(said.waveform) - listening.spectrum(said.target)).mean())
+
+    return _nearer(adapted, base, difference)
+
+
+def _nearer(adapted, base, difference) -> Score:
+    pairs = [(difference(with_it), difference(without)) for with_it, without in zip(adapted, base, strict=True)]
+    return Score(sum(bool(near < far or (np.isnan(far) and not np.isnan(near))) for near, far in pairs), len(pairs))
+
+
+def rivals(speaker: str) -> list[Path]:
+    """The recordings of all judged sentences by another voice, in the sentences' order."""
+    return sorted(HERE.glob(f"{RIVALS[speaker]}_*.flac"))
+
+
+def read(file: Path) -> np.ndarray:
+    return soundfile.read(file, dtype="float32")[0]
+
+
+def speak(voice: Voice, manifest: Path, out: Path, *, count: int | None = None) -> list[Said]:
+    """What `voice` says to the first `count` prompts of a manifest (None: all); the WAV files go to `out`."""
+    speech = SpeechOptions(sampling=Sampling(), max_seconds=MAX_SECONDS)
+    rows = speak_manifest(manifest, out, voice=voice, speech=speech, count=count)
+    samples = json.loads(manifest.read_text(encoding="utf-8"))
+    said = []
+    for row in rows:
+        sample = samples[int(row["sample_id"].rpartition(":")[2])]
+        target = manifest.parent / sample["messages"][-1]["content"]["audio_url"]
+        number = int(target.stem.rpartition("_")[2])
+        ended = row["stopped_by"] == "eos"
+        said.append(Said(number, sample["speaker"], read(Path(row["file"])), read(target), ended))
+    return said
+
+
+def load(base: Path, adapter: Path | None, cache_dir: Path) -> Voice:
+    """The base, or an adapter on it, ready to speak as servers ask it to."""
+    options = VoiceOptions(base=str(base), adapter=adapter, prompt_form="boson", cache_dir=cache_dir)
+    return load_voice(options)[0]
+
+
+def judge(base: Path, adapter: Path | None, out: Path, *, count: int | None) -> dict[str, Score]:
+    """All measures that apply; what is spoken goes to folders of `out`."""
+    voice = load(base, None, out / "codes")
+    if adapter is None:
+        said = speak(voice, JUDGED, out / "base", count=count)
+        recordings = [read(file) for speaker in ("low_3", "high_2") for file in rivals(speaker)]
+        return {
+            "codec": judge_codec(voice.codec, recordings),
+            "words": judge_words(said),
+            "ends": judge_ends(said),
+        }
+    said = speak(voice, NEW_VOICE, out / "base", count=count)
+    adapted = speak(load(base, adapter, out / "codes"), NEW_VOICE, out / "adapter", count=count)
+    return {
+        "words without": judge_words(said),
+        "words": judge_words(adapted),
+        "pitch nearer": judge_pitch(adapted, said),
+        "spectrum nearer": judge_spectrum(adapted, said),
+        "ends": judge_ends(adapted),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--adapter", type=Path, help="a run or adapter that was trained on new_voice/")
+    parser.add_argument("--count", type=int, help="prompts to speak (default: all)")
+    parser.add_argument("--out", type=Path, help="keep what was spoken in this folder")
+    parser.add_argument("--json", type=Path, help="write the scores to this file too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scores = judge(options.base, options.adapter, options.out or Path(folder), count=options.count)
+    for name, score in scores.items():
+        print(f"{name:16} {score}")
+    if options.json is not None:
+        text = json.dumps({name: asdict(score) for name, score in scores.items()}, indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Make the small base again, from nothing: speech, codec, random weights, training, judging. README.md tells how long it took.
+#
+#   bash examples/small_base/make.sh [WORK]       default: outputs/small_base
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+here=examples/small_base
+work=${1:-outputs/small_base}
+
+python $here/make_speech.py --out "$work/speech"
+python $here/learn_codec.py --speech "$work/speech" --out "$work/codec"
+python $here/make_base.py --codec "$work/codec" --out "$work/random"
+ds-higgs train -c $here/train.yaml --model.base "$work/random" --run.output_dir "$work/run" \
+  --data.train_manifest "$work/speech/train.json" --data.val_manifest "$work/speech/val.json"
+ds-higgs export "$work/run" --out "$work/base" --merge --precision bf16
+rm "$work/base/README.md" "$work/base/NOTICE" # those of a model made from the released weights
+python $here/judge.py "$work/base"
