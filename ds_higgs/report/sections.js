@@ -68,6 +68,7 @@ function curves() {
     lineChart({ title: "Text loss", series: losses("text_loss"), note: "nats per token" }),
     ...RUNS.flatMap(sourceCharts),
     ...RUNS.flatMap(codebookCharts),
+    ...RUNS.flatMap(endCharts),
     lineChart({ title: "Loss", series: losses("loss"), note: "weighted sum" }),
     lineChart({ title: "Learning rate", series: plain("train/learning_rate") }),
     lineChart({ title: "Gradient norm", series: plain("train/grad_norm", { smooth: true }), log: true, note: "before clipping" }),
@@ -105,6 +106,25 @@ function codebookCharts(run) {
     }));
     return lineChart({ title: title(what), series, note: "nats per code" });
   });
+}
+
+// What validation knows of ends and onsets, beyond the losses.
+const END_CHARTS = [
+  { what: "Ends of speech", note: "validation, teacher-forced", format: percent,
+    keys: { eos_probability: "P(EOS) at the true end", false_eos_rate: "EOS likeliest before it" } },
+  { what: "Audio loss, onset and rest", note: "validation, nats per code", format: number,
+    keys: { onset_audio_loss: "first 2 s", later_audio_loss: "the rest" } },
+  { what: "Text loss by kind", note: "validation, nats per token", format: number,
+    keys: { words_loss: "words", audio_start_loss: "<|audio_out_bos|>", end_tokens_loss: "end tokens" } },
+];
+
+function endCharts(run) {
+  return END_CHARTS.map(({ what, note, format, keys }) => lineChart({
+    title: `${what}${RUNS.length > 1 ? `: ${run.name}` : ""}`, note, format,
+    series: Object.entries(keys).map(([key, name], index) => ({
+      name, colour: CODEBOOK_COLOURS[3 * index], points: run.curves[`val/${key}`], dots: true,
+    })),
+  }));
 }
 
 function evaluations() {

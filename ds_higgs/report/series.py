@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ds_higgs.adapters.record import LOSSES
+from ds_higgs.training.stop_and_onset import ALL_AVERAGES
+
 MAX_POINTS = 1200
 # Keys of "step" lines that are drawn.
 STEP_CURVES = (
@@ -16,7 +19,8 @@ STEP_CURVES = (
     "samples_per_second",
     "peak_memory_gib",
 )
-EVAL_CURVES = ("loss", "text_loss", "audio_loss")
+# Keys of "eval" lines that are drawn: the losses, and what is known of ends and onsets.
+EVAL_CURVES = (*LOSSES, *ALL_AVERAGES)
 SAMPLE_MEASURES = ("seconds", "duration_ratio", "silence_share", "mel_cepstral_distance", "code_accuracy")
 SAMPLE_CURVES = ("code_accuracy", "stop_rate", "duration_ratio", "silence_share", "mel_cepstral_distance")
 

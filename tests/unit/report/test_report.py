@@ -35,6 +35,14 @@ def step_line(step: int) -> dict:
     }
 
 
+def ends_after(step: int) -> dict:
+    """What validation tells of ends and onsets; here no words are learned, as in the form that servers send."""
+    return {
+        **{"eos_probability": step / STEPS, "false_eos_rate": 0.01, "num_ends": 8, "words_loss": None},
+        **{"onset_audio_loss": 5.0, "later_audio_loss": 4.0, "audio_start_loss": 0.5, "end_tokens_loss": 0.1},
+    }
+
+
 def write_run(folder: Path, example: Path, *, troubled: bool) -> Path:
     shutil.copytree(example, folder / "data", ignore=shutil.ignore_patterns("*.py"))
     samples = json.loads((folder / "data" / "val.json").read_text())
@@ -46,7 +54,7 @@ def write_run(folder: Path, example: Path, *, troubled: bool) -> Path:
     lines = [step_line(step) for step in range(1, STEPS + 1)]
     for step in (0, 20, STEPS):
         losses = {key: value for key, value in step_line(max(step, 1)).items() if "loss" in key}
-        lines.append({"event": "eval", "step": step, **losses})
+        lines.append({"event": "eval", "step": step, **losses, **ends_after(step)})
         lines += [write_sample(folder, step, number) for number in (0, 1)]
     if troubled:
         lines.append({"event": "resume", "step": 12, "checkpoint": "x"})
@@ -107,6 +115,14 @@ def test_curves_have_every_codebook_and_gaps_for_what_is_not_finite(runs: tuple[
     assert curves["train/grad_norm"][6] == (7.0, None)
     assert curves["train/grad_norm"][9] == (10.0, 0.1)
     assert curves["samples/stop_rate"] == [(0.0, 0.0), (20.0, 1.0), (40.0, 1.0)]
+
+
+def test_curves_tell_of_ends_and_onsets(runs: tuple[Path, Path]):
+    curves = collect_run(RunFolder.open(runs[0]))["curves"]
+    assert curves["val/eos_probability"] == [(0.0, 0.0), (20.0, 0.5), (40.0, 1.0)]
+    kinds = ("false_eos_rate", "onset_audio_loss", "later_audio_loss", "audio_start_loss", "end_tokens_loss")
+    assert {f"val/{kind}" for kind in kinds} <= set(curves)
+    assert "val/words_loss" not in curves
 
 
 def test_a_long_curve_is_thinned_by_means():
@@ -254,7 +270,10 @@ def test_a_real_browser_shows_it(runs: tuple[Path, Path], tmp_path: Path, width:
         sections = browser.ask("[...document.querySelectorAll('section')].map((section) => section.id)")
         assert sections == ["curves", "evaluation", "samples", "data", "trouble", "config"]
         assert browser.ask("[...document.querySelectorAll('figure')].every((one) => one.querySelector('path'))")
-        assert browser.ask("document.querySelectorAll('figure').length") >= 14
+        titles = browser.ask("[...document.querySelectorAll('#curves figure h3')].map((one) => one.textContent)")
+        for title in ("Ends of speech", "Audio loss, onset and rest", "Text loss by kind"):
+            assert sum(one.startswith(title) for one in titles) == count
+        assert browser.ask("document.querySelectorAll('figure').length") >= 17
         play = "Promise.all([...document.querySelectorAll('audio')].map(async (a) => (await a.play(), a.duration)))"
         seconds = browser.ask(play)
         assert len(seconds) == 2 * (2 + 3 * count)
