@@ -1,6 +1,7 @@
 """CUDA_VISIBLE_DEVICES reaches the ranks of every script in launch/, whatever it names."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,34 @@ def test_the_real_launcher_sets_it_for_its_ranks(programs, script, visible):
     )
     assert done.returncode == 0, done.stdout
     assert f"Setting CUDA_VISIBLE_DEVICES={visible}\n" in done.stdout
+
+
+@pytest.fixture
+def suite(tmp_path) -> Path:
+    """A copy of test.sh whose environments are there at once, and whose pytest says how it was called."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(LAUNCH / "test.sh", tmp_path / "launch")
+    for script in ("install.sh", "install_native.sh"):
+        made = 'mkdir -p "$1/bin"; touch "$1/.installed"'
+        (tmp_path / "launch" / script).write_text(f'echo "{script} $*"; {made}\n')
+    python = tmp_path / ".venv-test" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\necho "$* native=${DS_HIGGS_NATIVE_PYTHON-unset}"\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+def test_the_native_environment_is_made_on_demand_and_then_used(suite):
+    def run(*arguments: str) -> list[str]:
+        path = launching.free_environment()["PATH"]
+        done = launching.run(["bash", suite / "launch" / "test.sh", *arguments], env={"PATH": path})
+        assert done.returncode == 0, done.stdout
+        return done.stdout.splitlines()
+
+    said = run("-k", "x")
+    assert (len(said), said[-1].endswith("-q -k x native=unset")) == (2, True)
+    of_native = f"native={suite}/.venv-native/bin/python"
+    said = run("--native", "-k", "x")
+    assert said[1:] == ["install_native.sh .venv-native", said[2]]
+    assert said[2].endswith(f"-q tests/native -k x {of_native}")
+    assert run("--fast")[-1].endswith(f"-q --fast {of_native}")
