@@ -115,7 +115,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-form",
         choices=("as_is", "boson"),
-        help="how speech is asked for: as in examples/voice_cloning, or as servers do (as the run was trained)",
+        help="how speech is asked for: as in examples/voice_cloning, or as servers do (as the run was trained; a "
+        "base alone: as servers do)",
     )
     parser.add_argument("--base", help="base checkpoint, folder or hub id (the one that the adapter names)")
     parser.add_argument(

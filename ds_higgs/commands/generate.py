@@ -1,7 +1,8 @@
 """Speaks a text, or a whole manifest, with a base checkpoint and an adapter, to WAV files."""
 
 import json
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_higgs import setup
@@ -20,6 +21,11 @@ from ds_higgs.model.guidance import Guidance
 from ds_higgs.model.loading import DTYPES, resolve_base
 from ds_higgs.speech.samples import Synthesizer, save_wav, speak_all
 
+# In which a base that was trained by nobody known is asked: it knows the form that servers send.
+FORM_OF_BASES: PromptForm = "boson"
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class VoiceOptions:
@@ -30,7 +36,7 @@ class VoiceOptions:
     step: of a run, for `adapter` and `read_as`.
     lora_scale: how much of the adapter: 0 is the base, 1 what was trained.
     codec, prompt_form, reference_turn, on_bad_sample, max_audio_s, cache_dir: of the configuration's data; None: as in
-        the run, or its default where there is none.
+        the run, or its default where there is none; of a base alone the prompt form is FORM_OF_BASES.
     """
 
     base: str | None = None
@@ -86,7 +92,13 @@ def load_voice(options: VoiceOptions) -> tuple[Voice, LossConfig]:
         if options.lora_scale != 1:
             raise UserError("--lora-scale: no adapter to scale; expected --adapter")
         folder = resolve_base(options.base, options.revision)
-        return _load(options, folder, None, None, TrainedPrompt.read(folder))
+        trained = TrainedPrompt.read(folder)
+        if trained is None and options.prompt_form is None:
+            logger.info(
+                "%s is asked in the form %s, as servers do; --prompt-form asks in another", folder, FORM_OF_BASES
+            )
+            options = replace(options, prompt_form=FORM_OF_BASES)
+        return _load(options, folder, None, None, trained)
     with open_adapter(source, step=options.step, base=options.base) as opened:
         folder = resolve_base(opened.base, options.revision or opened.revision)
         adapter = opened if options.adapter else None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from ds_higgs.adapters.trained_prompt import TrainedPrompt
 from ds_higgs.cli.main import run as run_command
 from ds_higgs.commands.export import export
 from ds_higgs.commands.generate import VoiceOptions, load_voice
@@ -150,6 +151,24 @@ def test_an_adapter_is_asked_in_the_form_that_it_was_trained_in(
     load_voice(VoiceOptions(adapter=tmp_path / "adapter", **asked))
     assert (warned or "") in caplog.text
     assert bool(caplog.records) == bool(warned)
+
+
+def test_a_base_alone_is_asked_as_servers_do(tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    voice, _ = load_voice(VoiceOptions(base=str(tiny_base)))
+    assert voice.rules.prompt_form == "boson"
+    assert "is asked in the form boson, as servers do" in caplog.text
+    caplog.clear()
+    voice, _ = load_voice(VoiceOptions(base=str(tiny_base), prompt_form="as_is"))
+    assert voice.rules.prompt_form == "as_is"
+    assert "is asked in" not in caplog.text
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    for path in tiny_base.iterdir():
+        (merged / path.name).symlink_to(path)
+    TrainedPrompt().write(merged)  # as `export --merge` says in which form a run was trained
+    voice, _ = load_voice(VoiceOptions(base=str(merged)))
+    assert voice.rules.prompt_form == "as_is"
 
 
 def test_a_base_alone_can_be_evaluated(tiny_base: Path, example_dir: Path, tmp_path: Path):
