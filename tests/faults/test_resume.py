@@ -9,7 +9,7 @@ from tests.faults import scenarios
 
 ALL_AT_ONCE = {
     "memory": {"activation_checkpointing": "full"},
-    "data": {"num_workers": 2, "batch_size": 2, "max_tokens": 700},
+    "data": {"num_workers": 2, "batch_size": 2, "max_tokens": 700, "prompt_form": "mixed"},
 }
 
 

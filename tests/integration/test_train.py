@@ -64,8 +64,9 @@ def arguments(tiny_base, codes, tmp_path):
     return build
 
 
-# Four steps in fp32, whose numbers depend on the CPU by rounding alone (see ROUNDING).
+# Four steps in fp32, whose numbers depend on the CPU by rounding alone (see ROUNDING), in the manifest's own form.
 SMOOTH = {
+    "data__prompt_form": "as_is",
     "run__max_steps": 4,
     "zero__precision": "fp32",
     "optim__warmup_steps": 2,
@@ -104,8 +105,9 @@ def steps(run_dir: Path) -> list[tuple]:
     ]
 
 
-# Two ranks, bf16, dropout on, data workers; 9 steps, of which the saves are no ends of epochs.
+# Two ranks, bf16, dropout on, data workers, both prompt forms; 9 steps, of which the saves are no ends of epochs.
 WHOLE = {
+    "data__prompt_form": "mixed",
     "data__num_workers": 1,
     "lora__dropout": 0.2,
     "run__epochs": 3,
@@ -306,7 +308,8 @@ def test_losses_are_the_golden_ones_on_an_older_cpu(arguments, tmp_path):
 
 def plain_validation_loss(model: PeftModel, base: Path, codes: Path) -> float:
     """Mean audio loss over the validation manifest, one sample at a time, the stock forward, a loop over codebooks."""
-    config = load_config(CONFIG, {"model.base": str(base), "data.cache_dir": str(codes)})
+    changes = {"model.base": str(base), "data.cache_dir": str(codes), "data.prompt_form": "as_is"}
+    config = load_config(CONFIG, changes)
     rules = setup.build_sample_rules(config.data, base)
     dataset = setup.build_dataset(config, config.data.val_manifest, rules, Ranks(0, 1, 0))
     collate = BatchCollator(rules.layout)

@@ -57,7 +57,7 @@ def check(name: str, found: str) -> None:
 def test_the_examples_batches_are_what_they_were(tiny_base, tmp_path):
     config = load_config(
         ROOT / "examples" / "voice_cloning" / "config.yaml",
-        {"model.base": str(tiny_base), "data.cache_dir": str(tmp_path), "data.num_workers": 0},
+        {"model.base": str(tiny_base), "data.cache_dir": str(tmp_path), "data.prompt_form": "as_is"},
     )
     rules = setup.build_sample_rules(config.data, tiny_base)
     dataset = setup.build_dataset(config, config.data.train_manifest, rules, Ranks(0, 1, 0))

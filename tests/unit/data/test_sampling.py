@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ds_higgs.batch import Batch, Labels, ModelInputs
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.order import EpochOrder
-from ds_higgs.data.sampling import padding_share, plan_epoch, round_up
+from ds_higgs.data.sampling import draw_half, padding_share, plan_epoch, round_up
 
 EXAMPLES = int(os.environ.get("DS_HIGGS_EXAMPLES", "60"))
 MAX_TOKENS = 2000
@@ -238,3 +238,21 @@ def test_going_on_inside_an_epoch_of_whole_steps_on_other_ranks():
         loader.load_state_dict(loaders[0].state_dict())
     steps = [*first, *next_steps(others)]
     assert [sorted(ids_in([step])) for step in steps] == [sorted(ids_in([step])) for step in whole]
+
+
+@given(st.lists(st.booleans(), max_size=80).map(np.asarray), seeds, st.integers(0, 50))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_half_of_the_eligible_samples_are_drawn_to_one(eligible: np.ndarray, seed: int, epoch: int):
+    eligible = eligible.astype(np.bool_)
+    drawn = draw_half(eligible, seed=seed, epoch=epoch)
+    assert not (drawn & ~eligible).any()
+    assert 0 <= int((eligible & ~drawn).sum()) - int(drawn.sum()) <= 1
+    assert np.array_equal(drawn, draw_half(eligible, seed=seed, epoch=epoch))
+
+
+def test_every_epoch_draws_another_half_and_none_is_left_out_for_ever():
+    eligible = np.ones(40, dtype=np.bool_)
+    halves = [draw_half(eligible, seed=1, epoch=epoch) for epoch in range(20)]
+    assert len({half.tobytes() for half in halves}) == 20
+    assert np.any(halves, axis=0).all()
+    assert not np.all(halves, axis=0).any()
