@@ -165,6 +165,7 @@ def _load(base: Path, *, dtype: torch.dtype, attention: str, device: torch.devic
     """Build the model around the stored weights, under their original names."""
     with init_empty_weights(include_buffers=False):
         model = HiggsAudioModel._from_config(read_model_config(base), torch_dtype=dtype, attn_implementation=attention)
+    model.name_or_path = str(base)  # as from_pretrained does: PEFT writes it into an adapter's config
     stored = open_base_weights(base)
     weights = {name: stored.read(name).to(device, dtype, copy=True) for name in stored.files}
     model.load_state_dict(weights, assign=True)
