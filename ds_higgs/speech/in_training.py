@@ -31,6 +31,7 @@ class Listener:
         self._own = prompts[ranks.rank :: ranks.world_size]
         self._synthesizer = synthesizer
         self._ranks = ranks
+        self._originals_saved = False
 
     def listen(
         self, model: HiggsAudioModel, step: int, *, stop: Callable[[], bool] = lambda: False
@@ -40,7 +41,9 @@ class Listener:
         `stop` is asked at every frame whether to leave the rest. Draws nothing from the random state of training.
         """
         folder = RunFolder(self.run_dir).samples
-        self._synthesizer.save_originals(folder, self._own)
+        if not self._originals_saved:  # by this start: the prompts of an earlier one may have been others
+            self._synthesizer.save_originals(folder, self._own)
+            self._originals_saved = True
         rows = speak_all(model, self._own, self._synthesizer, folder / step_name(step), stop=stop)
         for row in rows:
             row["file"] = str(Path(row["file"]).relative_to(self.run_dir))

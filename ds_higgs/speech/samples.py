@@ -96,13 +96,12 @@ class Synthesizer:
         return self.codec.decode(codes) if codes.shape[1] else np.zeros(0, dtype=np.float32)
 
     def save_originals(self, folder: Path, items: Sequence[FixedPrompt]) -> None:
-        """Write target and reference of every prompt, as the codec gives them back; what is there stays."""
+        """Write target and reference of every prompt, as the codec gives them back."""
         for item in items:
             originals = {TARGETS: item.target_codes, REFERENCES: item.reference_codes}
             for name, codes in originals.items():
-                file = wav_path(folder / name, item.number)
-                if codes is not None and not file.exists():
-                    save_wav(file, self.decode(codes), self.codec)
+                if codes is not None:
+                    save_wav(wav_path(folder / name, item.number), self.decode(codes), self.codec)
 
 
 def speak_all(

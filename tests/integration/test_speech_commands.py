@@ -65,6 +65,8 @@ def test_adapter_step_and_reference_matter(generate, run: Path):
 
 def test_a_manifest_is_spoken(run: Path, example_dir: Path, tmp_path: Path):
     out = tmp_path / "spoken"
+    (out / "target").mkdir(parents=True)
+    soundfile.write(out / "target" / "000.wav", [0.0] * 99, 24_000)  # of another manifest
     manifest, cache = str(example_dir / "val.json"), str(tmp_path / "codes")
     options = ["--count", "2", "--max-seconds", "0.5", "--cache-dir", cache]
     run_command(["generate", "--adapter", str(run), "--manifest", manifest, "-o", str(out), *options])
