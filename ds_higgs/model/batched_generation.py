@@ -49,11 +49,15 @@ def generate_together(
 
     Args:
         prompts: at least one; one sample each, that ends with <|audio_out_bos|>.
-        stop: asked at every frame whether to leave the rest; what is returned then is unfinished.
+        stop: asked at every frame (one by one: before every prompt) whether to leave the rest; what is returned then is
+            unfinished.
     """
     if model.config._attn_implementation == "flash_attention_2":
-        asked = zip(prompts, seeds, strict=True)
-        return [generate_codes(model, one, max_frames=max_frames, sampling=sampling, seed=seed) for one, seed in asked]
+        unsaid = GeneratedCodes(torch.zeros((model.config.audio_num_codebooks, 0), dtype=torch.long), "length")
+        return [
+            unsaid if stop() else generate_codes(model, prompt, max_frames=max_frames, sampling=sampling, seed=seed)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
     room = stream_length(model.config, max_frames) - 1
     rules = codes_as_served(model) if sampling.as_served else nullcontext()
     with torch.inference_mode(), evaluation_mode(model), rules:

@@ -166,6 +166,16 @@ def test_a_stop_leaves_the_rest(model):
     assert list(answers) == []
 
 
+def test_with_flash_attention_prompts_are_spoken_one_by_one(model, monkeypatch):
+    monkeypatch.setattr(model.config, "_attn_implementation", "flash_attention_2")
+    prompts = [make_prompt(model.config, shape) for shape in SHAPES[:3]]
+    settings = {"max_frames": 3, "sampling": GREEDY}
+    answers = iter([False, False, True])
+    spoken = generate_together(model, prompts, seeds=range(3), stop=lambda: next(answers), **settings)
+    assert_equal(spoken[:2], [generate_codes(model, prompt, seed=0, **settings) for prompt in prompts[:2]])
+    assert spoken[2].codes.shape == (8, 0)
+
+
 def test_training_goes_on_as_if_nothing_had_been_said(model):
     torch.manual_seed(5)
     expected = torch.rand(3)
