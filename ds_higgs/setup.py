@@ -267,9 +267,13 @@ def build_listener(
     return Listener(prompts, synthesizer, run_dir=config.run.output_dir, ranks=ranks)
 
 
+def samples_without_audio(dataset: HiggsDataset) -> list[str]:
+    """Names of the samples that have no audio to learn."""
+    return [dataset.sample_id(index) for index in range(len(dataset)) if dataset.count_targets(index)[1] == 0]
+
+
 def _check_audio_everywhere(dataset: HiggsDataset) -> None:
-    without = [dataset.sample_id(index) for index in range(len(dataset)) if dataset.count_targets(index)[1] == 0]
-    if without:
+    if without := samples_without_audio(dataset):
         raise UserError(
             f"{without[0]}: has no audio to learn ({len(without)} such samples), and ZeRO stage 3 cannot train those: "
             "its ranks would wait for each other forever; expected zero.stage 2 or below, or audio in every sample"

@@ -32,6 +32,24 @@ def find_checkpoint(run_dir: Path, *, resume: str) -> Path | None:
     return _explicit(Path(resume))
 
 
+def saved_stage(run_dir: Path, *, resume: str) -> int | None:
+    """The ZeRO stage of the checkpoint that `find_checkpoint` would look at first; nothing is verified or moved."""
+    return collective.on_rank_zero(lambda: _stage_of_newest(run_dir, resume))
+
+
+def _stage_of_newest(run_dir: Path, resume: str) -> int | None:
+    if resume == "never":
+        return None
+    named = run_dir if resume == "auto" else Path(resume)
+    folder = checkpoints_folder(named)
+    for path in list_checkpoints(folder) if folder.is_dir() else [named]:
+        try:
+            return read_marker(path).zero_stage
+        except MarkerError:
+            continue
+    return None
+
+
 def verify_checkpoint(path: Path) -> list[str]:
     """What is wrong with a checkpoint: each rank hashes its share of the files, and all ranks get all problems."""
     problems: list[str] = []

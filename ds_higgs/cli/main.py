@@ -153,6 +153,8 @@ def _zero_config(arguments: argparse.Namespace, rest: list[str]) -> None:
     from ds_higgs.training.zero import build_deepspeed_config
 
     config = load_config(arguments.config, parse_overrides(rest))
+    if config.zero.stage == "auto":
+        raise UserError("zero.stage: auto is decided where a run starts; expected a number, as ds-higgs estimate tells")
     text = json.dumps(build_deepspeed_config(config), indent=2)
     if arguments.output is None:
         print_answer(text)

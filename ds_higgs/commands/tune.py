@@ -187,7 +187,7 @@ def batch_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
 
 def stage_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
     for stage in (0, 1, 2, 3):
-        if stage != best.get("zero.stage", tuner.config.zero.stage):
+        if stage != best.get("zero.stage", tuner.config.zero.stage_number):
             yield [{**best, "zero.stage": stage}]
 
 

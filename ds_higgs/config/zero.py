@@ -16,7 +16,9 @@ SECRET_NAME = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECAS
 class ZeroConfig(Section):
     """What DeepSpeed does."""
 
-    stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(read_number)] = Field(2, description="ZeRO stage.")
+    stage: Annotated[Literal[0, 1, 2, 3, "auto"], BeforeValidator(read_number)] = Field(
+        2, description="ZeRO stage. auto: 2, or 3 where the estimate says that 2 does not fit the device."
+    )
     precision: Literal["bf16", "fp32"] = Field("bf16", description="Of weights and activations.")
     offload_optimizer: bool = Field(False, description="Keep master weights and moments in CPU memory (stage 1 to 3).")
     overlap_comm: bool = Field(False, description="Reduce on a second stream; gains little at LoRA's sizes.")
@@ -24,6 +26,11 @@ class ZeroConfig(Section):
     allgather_bucket_size: Count = Field(50_000_000, description="Elements of an all-gather bucket.")
     fp32_reduction: bool = Field(True, description="Reduce and hold reduced gradients in fp32.")
     extra: FreeSettings = Field(default_factory=dict, description="Any DeepSpeed key; merged last.")
+
+    @property
+    def stage_number(self) -> int:
+        """The stage; where auto is not decided yet, the one that is tried first."""
+        return 2 if self.stage == "auto" else self.stage
 
     @field_validator("extra")
     @classmethod

@@ -29,6 +29,7 @@ class Estimator:
             frozen=self.counts["total"] - self.counts["trainable"],
             trainable=self.counts["trainable"],
             quantizable=self.counts["quantizable"],
+            largest=self.counts["largest"],
         )
 
     def fits(self, batch: BatchShape, *, checkpoint_every: int | None, memory_bytes: float) -> bool:

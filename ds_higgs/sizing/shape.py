@@ -30,7 +30,9 @@ def model_shape(config: HiggsAudioConfig) -> ModelShape:
 def count_trained_parameters(
     config: HiggsAudioConfig, *, mode: TrainMode, only: str | None, lora: Mapping[str, Any]
 ) -> dict[str, int]:
-    """`lora.count_parameters` of a model on the meta device, and `quantizable`: what 4-bit quantization would pack.
+    """`lora.count_parameters` of a model on the meta device, and two more.
+
+    `quantizable` is what 4-bit quantization would pack, `largest` the largest of the trained tensors.
 
     Args:
         mode, only, lora: see `trained.make_trainable`.
@@ -40,4 +42,6 @@ def count_trained_parameters(
     """
     model = build_meta_model(config)
     quantizable = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, nn.Linear))
-    return {**count_parameters(make_trainable(model, mode=mode, only=only, lora=lora)), "quantizable": quantizable}
+    trained = make_trainable(model, mode=mode, only=only, lora=lora)
+    largest = max(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
+    return {**count_parameters(trained), "quantizable": quantizable, "largest": largest}

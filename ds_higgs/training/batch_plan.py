@@ -4,11 +4,10 @@ import dataclasses
 
 from ds_higgs.config import Config
 from ds_higgs.data.sampling import LENGTH_MULTIPLE
-from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, Estimator
-from ds_higgs.training.memory_plan import build_estimator, configured_checkpointing
+from ds_higgs.training.memory_plan import build_estimator, configured_checkpointing, least_memory_bytes, uses_cuda
 
 
 def leaves_batches_open(config: Config) -> bool:
@@ -27,14 +26,12 @@ def decide_batches(config: Config, *, longest: int, ranks: Ranks) -> Config:
     """
     if not leaves_batches_open(config):
         return config
-    device = distributed.training_device(ranks)
-    told = distributed.gather_bytes(str(distributed.memory_bytes(device)).encode())
-    memory_bytes = min(int(one) for one in told)
+    memory_bytes, cuda = least_memory_bytes(ranks), uses_cuda(ranks)
     if config.optim.global_batch_size is None:
-        estimator = build_estimator(config, world_size=1, cuda=device.type == "cuda")
+        estimator = build_estimator(config, world_size=1, cuda=cuda)
         largest = _largest_batch(config, estimator, longest, memory_bytes)
         return _with_max_tokens(config, largest * round_up(longest))
-    estimator = build_estimator(config, world_size=ranks.world_size, cuda=device.type == "cuda")
+    estimator = build_estimator(config, world_size=ranks.world_size, cuda=cuda)
     return _with_micro_batches(
         config,
         ranks.world_size,

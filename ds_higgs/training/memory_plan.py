@@ -34,7 +34,7 @@ def choose_memory_settings(config: Config, *, device_type: str) -> MemorySetting
     Raises:
         UserError: for kernels, attention or quantization that cannot work here.
     """
-    check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage)
+    check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage_number)
     memory = config.memory
     kernels = choose_kernels(memory.kernels, device_type=device_type)
     return MemorySettings(
@@ -66,6 +66,16 @@ def decide_checkpointing(config: Config, settings: MemorySettings, *, longest: i
     return replace(settings, activation_checkpointing=every)
 
 
+def least_memory_bytes(ranks: Ranks) -> int:
+    """Of the smallest of all ranks' devices."""
+    own = distributed.memory_bytes(distributed.training_device(ranks))
+    return min(int(one) for one in distributed.gather_bytes(str(own).encode()))
+
+
+def uses_cuda(ranks: Ranks) -> bool:
+    return distributed.training_device(ranks).type == "cuda"
+
+
 def build_estimator(config: Config, *, world_size: int, cuda: bool = True) -> Estimator:
     """For `config`; reads the base checkpoint's config.json, and no weights.
 
@@ -95,7 +105,7 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
     quantized = config.model.quantization == "nf4"
     policy = Policy(
         element_bytes=DTYPES[zero.precision].itemsize,
-        zero_stage=zero.stage,
+        zero_stage=zero.stage_number,
         world_size=world_size,
         offload_optimizer=zero.offload_optimizer,
         overlap_comm=zero.overlap_comm,
@@ -106,7 +116,7 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         lora_rank=config.lora.rank,
         lora_dropout=config.lora.dropout,
         kernels="torch" if memory.kernels == "auto" else memory.kernels,  # Liger's keep as much
-        grouped_lora=memory.grouped_lora and config.zero.stage < 3 and not config.lora.dora and not quantized,
+        grouped_lora=memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and not quantized,
         supervised_heads=memory.supervised_text_head,
         quantized=quantized,
         cuda=cuda,

@@ -10,7 +10,7 @@ from deepspeed import DeepSpeedEngine
 
 from ds_higgs import setup
 from ds_higgs.adapters.warm_start import check_source
-from ds_higgs.checkpoint import find_checkpoint
+from ds_higgs.checkpoint import find_checkpoint, saved_stage
 from ds_higgs.config import Config, LossConfig, OptimConfig
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.loader import StepLoader
@@ -31,6 +31,7 @@ from ds_higgs.training.engine import (
     log_parameters,
 )
 from ds_higgs.training.memory_plan import MemorySettings, choose_memory_settings, decide_checkpointing
+from ds_higgs.training.stage_plan import decide_stage, with_stage
 from ds_higgs.training.stop_and_onset import Landmarks
 from ds_higgs.training.trainer import Trainer
 from ds_higgs.training.validation import build_loss_weights
@@ -70,7 +71,7 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
         check_source(start)
     engine = _build_engine(base, material, settings, deepspeed_config, ranks, start=start)
     trainer = Trainer(
-        config,
+        with_stage(config, material.config.zero.stage_number),
         ranks,
         stop_requests,
         engine=engine,
@@ -139,7 +140,7 @@ def warn_of_high_rate(config: Config) -> None:
 class _Material:
     """What a run learns from, and how it is weighed.
 
-    config: with numbers where the sizes of batches were left to the device.
+    config: with numbers where the ZeRO stage and the sizes of batches were left to the device.
     """
 
     config: Config
@@ -168,6 +169,13 @@ def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: Sto
     check_ranks_stay_together(config, whisper=rules.layout.whisper, world_size=ranks.world_size)
     weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
     train = setup.build_train_datasets(config, rules, ranks, stop_requests)
+    config = decide_stage(
+        config,
+        longest=longest_sample(train),
+        ranks=ranks,
+        may_split_weights=_may_split_weights(config, train, whisper=rules.layout.whisper),
+        saved=saved_stage(config.run.output_dir, resume=config.checkpoint.resume),
+    )
     config = decide_batches(config, longest=longest_sample(train), ranks=ranks)
     train_loader = setup.build_train_loader(config, train, rules, ranks)
     val = setup.build_val_datasets(config, rules, ranks, stop_requests)
@@ -186,6 +194,13 @@ def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: Sto
         landmarks=Landmarks.of(rules),
         total_steps=train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps),
     )
+
+
+def _may_split_weights(config: Config, train: list[HiggsDataset], *, whisper: bool) -> bool:
+    """Whether ZeRO-3 can train this: it wants the same weights used by all ranks, and none packed into 4 bits."""
+    if whisper or config.eval.num_audio_samples or config.model.quantization:
+        return False
+    return config.zero.stage != "auto" or not any(setup.samples_without_audio(dataset) for dataset in train)
 
 
 def _build_engine(

@@ -115,7 +115,7 @@ def _precision(zero: ZeroConfig) -> dict[str, Any]:
     section: dict[str, Any] = {"bf16": {"enabled": True}}
     if zero.fp32_reduction:
         section["communication_data_type"] = "fp32"
-        if zero.stage >= 2:
+        if zero.stage_number >= 2:
             # At stage 1 this would choose DeepSpeed's BF16_Optimizer, which cannot reduce once per step.
             section["data_types"] = {"grad_accum_dtype": "fp32"}
     return section
@@ -123,7 +123,7 @@ def _precision(zero: ZeroConfig) -> dict[str, Any]:
 
 def _zero_optimization(zero: ZeroConfig) -> dict[str, Any]:
     section: dict[str, Any] = {
-        "stage": zero.stage,
+        "stage": zero.stage_number,
         "overlap_comm": zero.overlap_comm,
         "contiguous_gradients": True,
         "reduce_scatter": True,
