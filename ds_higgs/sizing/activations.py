@@ -16,6 +16,7 @@ from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
 # Rows of the feed-forward's width alive in SwiGLU's backward pass: its own gradient and what each way makes of it.
 SWIGLU_BACKWARD = {"torch": 4, "plain": 3, "liger": 1}
 SUB_GROUP = 10**9  # elements that ZeRO-3 updates at once
+LIVE_WEIGHTS = 10**9  # elements that ZeRO-3 keeps gathered in a forward and backward pass
 FLASH_BLOCK = 128  # positions: what FlashAttention-2 rounds lengths up to in its workspace
 
 
@@ -32,14 +33,22 @@ class Moment:
         return self.kept + self.work + self.gradients
 
 
-def fullest_moment(model: ModelShape, batch: BatchShape, policy: Policy, *, trainable: int) -> Moment:
+def fullest_moment(
+    model: ModelShape, batch: BatchShape, policy: Policy, *, trainable: int, frozen: int, largest: int
+) -> Moment:
     """The moment of a micro-batch at which most is alive.
 
     From the second micro-batch of a step on, the fp32 sums of the earlier ones' gradients are alive throughout.
+
+    Args:
+        trainable, frozen: numbers of weights; largest: of the trained tensors, in elements.
     """
     accumulates = policy.gradient_accumulation_steps > 1 and policy.element_bytes < FP32
     sums = FP32 * trainable if accumulates else 0
-    fullest = max(_moments(model, batch, policy, trainable), key=lambda moment: moment.total)
+    gathered = min(LIVE_WEIGHTS, trainable + frozen) * policy.element_bytes if policy.zero_stage == 3 else 0
+    moments = [replace(one, work=one.work + gathered) for one in _moments(model, batch, policy, trainable)]
+    reduced = max(_reduction_bytes(policy, trainable, largest), _update_bytes(policy, trainable))
+    fullest = max([*moments, Moment(0, 0, reduced)], key=lambda moment: moment.total)
     return Moment(fullest.kept, fullest.work, fullest.gradients + sums)
 
 
@@ -53,20 +62,34 @@ def _moments(model: ModelShape, batch: BatchShape, policy: Policy, trainable: in
         yield Moment(below + step.layer() + step.rope(), work, of_heads)
         yield Moment(step.layer() + step.rope(), work, gradients)
     yield Moment(0, 0, gradients)
-    yield Moment(0, 0, _update_bytes(policy, trainable))
+
+
+def _reduction_bytes(policy: Policy, trainable: int, largest: int) -> int:
+    """Gradients while they are reduced, as counted in DeepSpeed 0.19.8, with one rank too.
+
+    A rank's own are whole. Stage 2 gathers the rank's share in fp32; stage 3's lies in a buffer of its own (see
+    `memory`). There are copies of the bucket that is under way; a tensor larger than a bucket is one by itself.
+    """
+    own, element = trainable * policy.element_bytes, policy.element_bytes
+    if policy.zero_stage == 0:
+        return own
+    reduced = FP32 if policy.fp32_reduction else element
+    bucket = min(policy.reduce_bucket_elements, trainable)
+    if policy.zero_stage == 3:
+        return own + 2 * reduced * max(bucket, largest)
+    converted = reduced * max(bucket, largest) if reduced != element else 0
+    gathered = FP32 * trainable // policy.world_size if policy.zero_stage == 2 and not policy.offload_optimizer else 0
+    return own + gathered + element * bucket + converted
 
 
 def _update_bytes(policy: Policy, trainable: int) -> int:
-    """Gradients at their reduction and the update: the rank's own, whole, and its share as ZeRO makes fp32 of it.
-
-    As counted in DeepSpeed 0.19.8 with one rank; stage 3's share lies in a buffer of its own (see `memory`).
-    """
+    """Gradients at the update: stage 1 still has the rank's own; a share, at stage 3 a part of it, is made fp32."""
     own, share = trainable * policy.element_bytes, trainable // policy.world_size
     if policy.offload_optimizer or policy.zero_stage == 0:
         return own
-    if policy.zero_stage == 1:
-        return own + share * (policy.element_bytes + FP32)
-    return own + share * FP32 if policy.zero_stage == 2 else max(own, FP32 * min(share, SUB_GROUP))
+    if policy.zero_stage == 3:
+        return FP32 * min(share, SUB_GROUP)
+    return FP32 * share + (own if policy.zero_stage == 1 else 0)
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ def estimate_memory(
         largest: of the trained tensors, in elements.
         quantizable: how many of the frozen ones `model.quantization` packs into 4 bits.
     """
-    peak = fullest_moment(model, batch, policy, trainable=trainable)
+    peak = fullest_moment(model, batch, policy, trainable=trainable, frozen=frozen, largest=largest)
     return {
         **_weight_terms(policy, frozen=frozen, trainable=trainable, quantizable=quantizable),
         "gradients": peak.gradients + _gradient_buffer(policy, trainable),
-        "communication buckets": _bucket_bytes(policy, trainable, largest),
+        "communication buckets": _bucket_bytes(policy),
         "activations": peak.kept,
         "working space": peak.work,
         "fragmentation": round(FRAGMENTATION * (peak.kept + peak.work)) if policy.cuda else 0,
@@ -63,20 +63,13 @@ def _gradient_buffer(policy: Policy, trainable: int) -> int:
     return trainable // policy.world_size * (FP32 if policy.fp32_reduction else policy.element_bytes)
 
 
-def _bucket_bytes(policy: Policy, trainable: int, largest: int) -> int:
-    """What gradients are reduced through, also by one rank alone, as counted in DeepSpeed 0.19.8.
-
-    There is a buffer of a bucket, all the time, and copies of a bucket's gradients while it is reduced; a tensor that
-    is larger than a bucket is reduced by itself.
-    """
+def _bucket_bytes(policy: Policy) -> int:
+    """DeepSpeed's buffer of a bucket, which is there all the time, with one rank too."""
     if policy.zero_stage == 0:
         return 0
-    element, reduced = policy.element_bytes, FP32 if policy.fp32_reduction else policy.element_bytes
-    size, filled = policy.reduce_bucket_elements, min(policy.reduce_bucket_elements, trainable)
     if policy.zero_stage == 3:
-        return reduced * size + 2 * reduced * filled
-    converted = reduced * max(filled, largest) if reduced != element else 0
-    return (1 + policy.overlap_comm) * element * size + element * filled + converted
+        return policy.reduce_bucket_elements * (FP32 if policy.fp32_reduction else policy.element_bytes)
+    return (1 + policy.overlap_comm) * policy.element_bytes * policy.reduce_bucket_elements
 
 
 def total_bytes(terms: Mapping[str, int]) -> int:

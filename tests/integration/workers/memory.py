@@ -51,8 +51,10 @@ def main() -> None:
     estimator = build_estimator(config, world_size=ranks.world_size, cuda=False)
     shape = BatchShape.typical(1, batch.num_tokens)
     estimated = total_bytes(estimator.terms(shape, checkpoint_every=1))
-    print(f"{mode}, ZeRO-{stage}, rank {ranks.rank}: counted {counted.peak:,}, estimated {estimated:,}")
-    assert abs(estimated / counted.peak - 1) < 0.05, estimated / counted.peak
+    # Ranks differ in what they reduce; the estimate is the fullest one's.
+    peak = max(int(one) for one in distributed.gather_bytes(str(counted.peak).encode()))
+    print(f"{mode}, ZeRO-{stage}: counted {peak:,}, estimated {estimated:,}, {estimated / peak:.3f}")
+    assert abs(estimated / peak - 1) < 0.05
     distributed.destroy_process_group()
 
 

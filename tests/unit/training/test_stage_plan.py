@@ -26,7 +26,7 @@ def config_of(mode: str, stage: int | str = "auto") -> Config:
         ("full", 8, 80, 2, True),
         ("full", 8, 32, 3, True),
         ("full", 8, 16, 3, False),
-        ("full", 64, 16, 3, True),
+        ("full", 64, 24, 3, True),
     ],
 )
 def test_the_first_stage_that_fits(mode, world_size, card_gib, stage, fits):
