@@ -1,5 +1,6 @@
 """The folder of a run's checkpoints: names, publication by rename, retention, and what a killed save left behind."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -39,16 +40,23 @@ def clean_up(folder: Path) -> None:
     mend_folders(folder)
 
 
-def retain(folder: Path, *, newest: Path, keep_latest: int) -> None:
+def retain(folder: Path, *, newest: Path, keep_latest: int, keep_bytes: float = math.inf) -> None:
     """Delete complete checkpoints that are neither among the `keep_latest` newest nor the best by validation loss.
 
     Checkpoints of later steps than `newest` belong to a future that the run went back from: they are moved aside.
+
+    Args:
+        keep_bytes: what those that stay take at most together; the newest and the best stay whatever they take.
     """
     for path in list_checkpoints(folder):
         if _step_of(path) > _step_of(newest):
             set_aside(path)
     complete = {path: marker for path in list_checkpoints(folder) if (marker := _marker_if_complete(path))}
-    kept = set(list(complete)[:keep_latest]) | _best(complete)
+    kept = _best(complete) | set(list(complete)[:1])
+    for path in list(complete)[1:keep_latest]:
+        if sum(_size(complete[one]) for one in kept | {path}) > keep_bytes:
+            break
+        kept.add(path)
     for path in set(complete) - kept:
         shutil.rmtree(path)
 
@@ -58,6 +66,10 @@ def set_all_aside(folder: Path) -> None:
     for path in list_checkpoints(folder):
         set_aside(path)
     (folder / LATEST_NAME).unlink(missing_ok=True)
+
+
+def _size(marker: Marker) -> int:
+    return sum(record.size for record in marker.files.values())
 
 
 def _best(complete: dict[Path, Marker]) -> set[Path]:

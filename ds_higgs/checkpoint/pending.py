@@ -5,6 +5,7 @@ each phase together, between two steps.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,11 +27,13 @@ class CheckpointSaveError(OSError):
 class Commit:
     """What rank 0 does once all files of a checkpoint are whole: older ones go only after it.
 
+    keep_latest, keep_bytes: see `folders.retain`.
     before: with the folder, not yet of its final name, and the marker; what it raises, an OSError, undoes the save.
     after: once the checkpoint exists.
     """
 
     keep_latest: int
+    keep_bytes: float = math.inf
     before: Callable[[Path, Marker], None] = lambda folder, marker: None
     after: Callable[[], None] = lambda: None
 
@@ -41,7 +44,7 @@ class Commit:
         file.write(encode_marker(marker))
         file.finish()
         final = publish(partial, marker.step)
-        retain(final.parent, newest=final, keep_latest=self.keep_latest)
+        retain(final.parent, newest=final, keep_latest=self.keep_latest, keep_bytes=self.keep_bytes)
         self.after()
         return final
 

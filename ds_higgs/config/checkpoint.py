@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ds_higgs.config.section import Section
-from ds_higgs.config.types import Count, PathText
+from ds_higgs.config.types import Count, PathText, Positive
 
 
 class CheckpointConfig(Section):
@@ -16,6 +16,9 @@ class CheckpointConfig(Section):
     )
     save_steps: Count = Field(1000, description="Save every this many optimizer steps, and at the end.")
     keep_latest: Count = Field(3, description="Checkpoints kept.")
+    keep_gb: Positive | None = Field(
+        None, description="GB that kept checkpoints take at most together; the newest and the best stay in any case."
+    )
     keep_adapters: Count | None = Field(
         None, description="Adapters of steps kept, the newest; if unset all, or, of whole weights, keep_latest."
     )

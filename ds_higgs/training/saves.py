@@ -1,5 +1,6 @@
 """What a run goes on from and what it hands out, written at once or, with `checkpoint.async`, while it trains on."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,8 +103,10 @@ class Saves:
                     **self._origin(),
                 )
 
+        checkpoint = self.config.checkpoint
         commit = Commit(
-            self.config.checkpoint.keep_latest,
+            checkpoint.keep_latest,
+            keep_bytes=math.inf if checkpoint.keep_gb is None else checkpoint.keep_gb * 1e9,
             after=lambda: self.folder.prune_adapters(keep=self.config.kept_adapters),
             **({} if self._background is None else {"before": hand_out_from_files}),
         )

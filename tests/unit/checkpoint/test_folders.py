@@ -113,6 +113,15 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path):
     assert steps(tmp_path) == [2, 4, 5]
 
 
+@pytest.mark.parametrize(("times", "kept"), [(0.5, [1, 5]), (2.5, [1, 5]), (3.0, [1, 4, 5]), (9.0, [1, 3, 4, 5])])
+def test_retention_by_space_keeps_the_newest_and_the_best(tmp_path, times, kept):
+    for step, loss in {1: 1.0, 2: 3.0, 3: 3.0, 4: 3.0, 5: 3.0}.items():
+        newest = write_checkpoint(tmp_path, step, loss)
+    size = sum(len(content) for content in CONTENTS.values())
+    retain(newest.parent, newest=newest, keep_latest=3, keep_bytes=times * size)
+    assert steps(tmp_path) == kept
+
+
 def test_retention_does_not_count_incomplete_checkpoints(tmp_path):
     for step in (1, 2, 3):
         newest = write_checkpoint(tmp_path, step)
