@@ -75,7 +75,7 @@ def kills(bench: Bench) -> list[str]:
 
 def full(bench: Bench) -> list[str]:
     """`kills` of a run that trains all weights, saves in the background, and is hit while the disk is written."""
-    settings = {"run": {"max_steps": 100}, "train": {"mode": "full"}, "lora": {"rank": 16, "dropout": 0.05}}
+    settings = {"run": {"max_steps": 40}, "train": {"mode": "full"}, "lora": {"rank": 16, "dropout": 0.05}}
     settings["optim"] = {"learning_rate": 1e-4, "warmup_steps": 2}
     reference = scenarios.run_to_the_end(write_config(bench.folder / "full-undisturbed", bench.base, **settings))
     config = write_config(bench.folder / "full", bench.base, checkpoint={"async": True}, **settings)
