@@ -36,9 +36,24 @@ SHORT_FLAGS = {
     "save_steps": "checkpoint.save_steps",
 }
 # A resumed run must agree with its checkpoint in these sections' keys; everything else may change.
-FIXED_KEYS = ("model.base", "model.revision", "train.mode", "train.only", "lora", "zero.stage", "zero.precision")
+FIXED_KEYS = (
+    "model.base",
+    "model.revision",
+    "train.mode",
+    "train.only",
+    "lora",
+    "optim.loraplus_lr_ratio",
+    "optim.layer_decay",
+    "zero.stage",
+    "zero.precision",
+)
 # What a checkpoint means that was written before a key could be set.
-FIXED_BEFORE = {"train.mode": "lora", "train.only": None}
+FIXED_BEFORE = {
+    "train.mode": "lora",
+    "train.only": None,
+    "optim.loraplus_lr_ratio": 1.0,
+    "optim.layer_decay": 1.0,
+}
 MAX_SHOWN = 120  # characters of a wrong value in a message
 
 

@@ -1,17 +1,21 @@
 """`optim`: the optimizer, its schedule and the size of a step."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ds_higgs.config.section import Section
-from ds_higgs.config.types import Count, CountOrZero, Positive, PositiveOrZero, Probability
+from ds_higgs.config.types import Count, CountOrZero, Positive, PositiveOrZero, Probability, read_number
 
 
 class OptimConfig(Section):
     """AdamW and its schedule."""
 
     learning_rate: Positive = Field(2e-4, description="Peak learning rate.")
+    loraplus_lr_ratio: Positive = Field(1.0, description="LoRA+: rate of LoRA's B over that of A; 16 is usual.")
+    layer_decay: Annotated[float, Field(gt=0, le=1), BeforeValidator(read_number)] = Field(
+        1.0, description="Factor of the rate from each layer to the one below it; 0.9 is usual with train.mode full."
+    )
     weight_decay: PositiveOrZero = Field(0.01, description="Decoupled weight decay.")
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Adam's decay rates.")
     eps: Positive = Field(1e-8, description="Adam's epsilon.")

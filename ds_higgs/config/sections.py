@@ -181,6 +181,14 @@ class Config(Section):
 
     @field_validator("optim")
     @classmethod
+    def _has_a_lora_b(cls, optim: OptimConfig, info: ValidationInfo) -> OptimConfig:
+        train = info.data.get("train")
+        if train is not None and train.mode != "lora" and optim.loraplus_lr_ratio != 1:
+            raise ValueError(f"train.mode {train.mode} has no LoRA: leave out loraplus_lr_ratio")
+        return optim
+
+    @field_validator("optim")
+    @classmethod
     def _batches_are_cut_one_way(cls, optim: OptimConfig, info: ValidationInfo) -> OptimConfig:
         data = info.data.get("data")
         if optim.global_batch_size is not None and data is not None and data.max_tokens is not None:

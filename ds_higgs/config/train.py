@@ -60,9 +60,9 @@ class LoraConfig(Section):
     rank: Count = Field(16, description="Rank of every LoRA pair.")
     alpha: Count = Field(32, description="LoRA scale: alpha / rank (alpha / sqrt(rank) with rslora).")
     dropout: Probability = Field(0.05, description="Dropout before LoRA's first matrix.")
-    targets: tuple[LoraTarget, ...] | Text = Field(
+    targets: tuple[LoraTarget, ...] | dict[LoraTarget, Count] | Text = Field(
         ("attention", "text_ffn", "audio_ffn"),
-        description="Paths that get LoRA, or a regular expression over module names.",
+        description="Paths that get LoRA; {path: rank}; or a regular expression over module names.",
     )
     modules_to_save: tuple[SavedModule, ...] = Field(
         (), description="Modules trained whole and saved with the adapter."
@@ -72,7 +72,7 @@ class LoraConfig(Section):
 
     @field_validator("targets")
     @classmethod
-    def _name_something(cls, targets: tuple[str, ...] | str) -> tuple[str, ...] | str:
+    def _name_something(cls, targets: tuple | dict | str) -> tuple | dict | str:
         if not targets:
             raise ValueError("is empty: expected any of attention, text_ffn, audio_ffn, or a regular expression")
         if isinstance(targets, str):
@@ -81,3 +81,8 @@ class LoraConfig(Section):
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"is not a regular expression: {error}") from None
         return targets
+
+    @property
+    def highest_rank(self) -> int:
+        """Of all paths."""
+        return max(self.targets.values()) if isinstance(self.targets, dict) else self.rank

@@ -41,7 +41,7 @@ def apply_lora(
     rank: int,
     alpha: int,
     dropout: float,
-    targets: Sequence[str] | str,
+    targets: Sequence[str] | Mapping[str, int] | str,
     modules_to_save: Sequence[str] = (),
     rslora: bool = False,
     dora: bool = False,
@@ -49,18 +49,20 @@ def apply_lora(
     """Freeze `model` and put LoRA on it, in place; its adapters have the model's dtype.
 
     Args:
-        targets: any of `TARGETS`, or one regular expression that has to match whole module names.
+        targets: any of `TARGETS`, with ranks of their own where it is a mapping, or one regular expression that has to
+            match whole module names.
         modules_to_save: any of `MODULES_TO_SAVE`, trained in full and saved with the adapter.
 
     Raises:
         UserError: for names and expressions that match nothing LoRA can be put on.
     """
-    pattern = targets if isinstance(targets, str) else _join_targets(model, targets)
+    pattern = targets if isinstance(targets, str) else _join_targets(model, list(targets))
     full_modules = [_lookup(MODULES_TO_SAVE, name, key="lora.modules_to_save") for name in modules_to_save]
     _check_matches(model, pattern, full_modules)
     config = LoraConfig(
         task_type=None,  # PEFT's causal-LM wrapper would pass `labels`
         r=rank,
+        rank_pattern={TARGETS[path]: own for path, own in targets.items()} if isinstance(targets, Mapping) else {},
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=pattern,

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ds_higgs.adapters.warm_start import start_from
-from ds_higgs.config import Config
+from ds_higgs.config import Config, OptimConfig
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.extensions import loading_extensions
 from ds_higgs.job.logs import logger, phase, without_prints
@@ -25,6 +25,7 @@ from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.trained import make_trainable
 from ds_higgs.training.memory_plan import MemorySettings
 from ds_higgs.training.metrics import tolerate_tracker_errors
+from ds_higgs.training.rates import parameter_groups
 from ds_higgs.training.reduction import look_for_overflow_at_once
 from ds_higgs.training.schedule import count_warmup_steps, learning_rate_factor
 from ds_higgs.training.step_module import StepModule
@@ -96,7 +97,7 @@ def build_engine(
     with phase("starting DeepSpeed"), loading_extensions(), without_prints():  # it may compile the optimizer
         engine, *_ = deepspeed.initialize(
             model=module,
-            model_parameters=module.trained,
+            model_parameters=_groups(config.optim, module),
             config=deepspeed_config,
             lr_scheduler=build_scheduler,
             dist_init_required=False,
@@ -110,6 +111,16 @@ def build_engine(
         look_for_overflow_at_once(engine)
     seed_everything(config.run.seed + 1 + ranks.rank)  # dropout: other masks on every rank
     return engine
+
+
+def _groups(optim: OptimConfig, module: StepModule) -> list[Any]:
+    return parameter_groups(
+        [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad],
+        learning_rate=optim.learning_rate,
+        loraplus_lr_ratio=optim.loraplus_lr_ratio,
+        layer_decay=optim.layer_decay,
+        num_layers=module.higgs.config.text_config.num_hidden_layers,
+    )
 
 
 def _undo_first_step(engine: DeepSpeedEngine) -> None:

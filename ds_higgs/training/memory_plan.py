@@ -113,7 +113,7 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         fp32_reduction=zero.fp32_reduction,
         gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
         trained_heads=counts["audio_head"] + counts["text_head"],
-        lora_rank=config.lora.rank,
+        lora_rank=config.lora.highest_rank,
         lora_dropout=config.lora.dropout,
         kernels="torch" if memory.kernels == "auto" else memory.kernels,  # Liger's keep as much
         grouped_lora=memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and not quantized,

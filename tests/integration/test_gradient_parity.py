@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ds_higgs.batch import Batch
+from ds_higgs.config import OptimConfig
 from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.tiny import write_tiny_base
 from ds_higgs.training.step_module import StepModule
@@ -32,6 +33,7 @@ class Setting:
     zero: dict
     lora: dict = field(default_factory=dict)
     train: dict = field(default_factory=dict)
+    optim: dict = field(default_factory=dict)
     repeated: bool = False
 
     @property
@@ -70,6 +72,7 @@ def settings_of_long_texts(accumulations: tuple[int, ...]) -> list[Setting]:
 
 
 BF16_STAGE_3 = {"stage": 3, "precision": "bf16"}
+RANKS = {"attention": 2, "audio_ffn": 6}
 AUDIO_PATH, FULL = {"mode": "audio_path"}, {"mode": "full"}
 # Nothing of it is in a batch without audio, so such a rank has no gradient at all.
 AUDIO_FFN = {"mode": "full", "only": r"layers\.\d+\.audio_mlp\..*"}
@@ -80,7 +83,8 @@ def settings_of_modes() -> list[Setting]:
     return [
         Setting("rank 1 without audio", 2, {"stage": 2}, train=FULL),
         Setting("rank 1 without audio", 1, {"stage": 0}, train=AUDIO_FFN),
-        Setting("long texts", 1, {"stage": 3, **ALL_SPLIT}, train=FULL),
+        Setting("long texts", 1, {"stage": 3, **ALL_SPLIT}, train=FULL, optim={"layer_decay": 0.5}),
+        Setting("rank 1 without audio", 1, {"stage": 2}, lora={"targets": RANKS}, optim={"loraplus_lr_ratio": 4}),
     ]
 
 
@@ -138,7 +142,8 @@ def plain(small_base):
         masters = {name: weight.float() for name, weight in trainable(module.peft_model).items()}
         optim = config.optim
         settings = {"lr": optim.learning_rate, "eps": optim.eps, "weight_decay": optim.weight_decay}
-        optimizer = torch.optim.AdamW(masters.values(), **settings)
+        groups = [{"params": [one], "lr": optim.learning_rate * rate(name, optim)} for name, one in masters.items()]
+        optimizer = torch.optim.AdamW(groups, **settings)
         batches = micro_batches(small_base, scenario, count=2)
         losses, norms = [], []
         for _ in range(STEPS):
@@ -150,8 +155,17 @@ def plain(small_base):
         return {"grad_norms": norms, "losses": losses, "loss_after": after, "weights": masters}
 
     return lambda setting: train(
-        setting.scenario, setting.bf16, json.dumps({"train": setting.train, "lora": setting.lora})
+        setting.scenario,
+        setting.bf16,
+        json.dumps({"train": setting.train, "lora": setting.lora, "optim": setting.optim}),
     )
+
+
+def rate(name: str, optim: OptimConfig) -> float:
+    """Of a weight of the model of two layers, over the configured one."""
+    height = {"layers.0.": 2, "layers.1.": 1, "embed_tokens.": 3, "audio_codebook_embeddings.": 3}
+    layers = next((value for part, value in height.items() if part in name), 0)
+    return optim.layer_decay**layers * (optim.loraplus_lr_ratio if "lora_B" in name else 1)
 
 
 def add_gradients(module: StepModule, batches: list[Batch], masters: dict[str, torch.Tensor]) -> float:

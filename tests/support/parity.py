@@ -50,8 +50,17 @@ LANDMARKS = Landmarks(stream_eos=1025, onset_frames=25, delay=1, audio_start=0, 
 ROUNDING = 4e-6
 
 
+_OPTIM = {"learning_rate": 1e-2, "eps": 1e-2, "schedule": "constant", "max_grad_norm": 0.5}
+
+
 def parity_config(
-    base: Path, *, train: dict[str, Any] | None = None, lora: dict[str, Any] | None = None, stage: int = 2, **zero: Any
+    base: Path,
+    *,
+    train: dict[str, Any] | None = None,
+    lora: dict[str, Any] | None = None,
+    optim: dict[str, Any] | None = None,
+    stage: int = 2,
+    **zero: Any,
 ) -> Config:
     """Dropout off, every kind of trainable module on; Adam with a large epsilon, so that updates are smooth."""
     every_lora = {"rank": 4, "dropout": 0.0, "modules_to_save": ("audio_head", "audio_embeddings"), **(lora or {})}
@@ -61,7 +70,13 @@ def parity_config(
             "model": {"base": str(base)},
             "data": {"train_manifest": "unused"},
             **({"train": train} if train else {"lora": every_lora}),
-            "optim": {"learning_rate": 1e-2, "eps": 1e-2, "schedule": "constant", "max_grad_norm": 0.5},
+            "optim": {
+                "learning_rate": 1e-2,
+                "eps": 1e-2,
+                "schedule": "constant",
+                "max_grad_norm": 0.5,
+                **(optim or {}),
+            },
             "zero": {"stage": stage, "precision": "fp32", **zero},
             "logging": {"tensorboard": False},
         }

@@ -24,7 +24,9 @@ from tests.support.parity import LANDMARKS, STEPS, build_model, micro_batches, p
 
 
 def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
-    config = parity_config(base, train=setting["train"], lora=setting["lora"], **setting["zero"])
+    config = parity_config(
+        base, train=setting["train"], lora=setting["lora"], optim=setting["optim"], **setting["zero"]
+    )
     config = config.model_copy(
         update={"optim": config.optim.model_copy(update={"gradient_accumulation_steps": setting["accumulation"]})}
     )

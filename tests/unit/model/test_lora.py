@@ -130,3 +130,12 @@ def test_a_saved_adapter_gives_the_same_logits_in_inference(tiny_base: Path, tmp
         expected, found = unwrap(peft_model)(**inputs).logits, unwrap(loaded)(**inputs).logits
         assert torch.equal(found, expected)
         assert not torch.allclose(HiggsAudioModel.from_pretrained(tiny_base).eval()(**inputs).logits, expected)
+
+
+def test_paths_have_ranks_of_their_own(tiny_base):
+    peft_model = lora(load_model(tiny_base, dtype=torch.float32), rank=4, targets={"attention": 2, "audio_ffn": 6})
+    found = {name: weight.shape[0] for name, weight in peft_model.named_parameters() if ".lora_A." in name}
+    assert found
+    for name, rank in found.items():
+        assert rank == (2 if "self_attn" in name else 6), name
+    assert not any(".mlp." in name for name in found)
