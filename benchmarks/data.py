@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import prepared
 import torch
 import transformers
 from measure import describe_run, memory_gib, peak_memory_gib, print_table, reset_peak_memory, write_json
 
-from ds_higgs.data.cache import CodeCache, EncodedClip
-from ds_higgs.data.clips import Clip
+from ds_higgs.data.build import build_dataset
 from ds_higgs.data.codec.opening import load_codec
 from ds_higgs.data.codec.source import AudioCodec
 from ds_higgs.data.codec.torchaudio_stand_in import provide_torchaudio
@@ -24,14 +24,11 @@ from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.data.order import EpochOrder
 from ds_higgs.data.sampling import padding_share, plan_epoch
-from ds_higgs.layout import AudioLayout
-from ds_higgs.model.loading import read_model_config
 from ds_higgs.model.tiny import write_tiny_base
 
 RATE = 24000
 FRAMES_PER_SECOND = 25
 CODEBOOKS = 8
-SHARD_CLIPS = 64
 
 
 def encode_rows(base: Path, *, clips: int, seconds: float, device: torch.device) -> list[dict]:
@@ -74,29 +71,12 @@ def load_random_higgs(base: Path, device: torch.device) -> AudioCodec:
 
 
 def random_dataset(base: Path, *, samples: int, seconds: float) -> HiggsDataset:
-    """Samples of a 5 s reference and a target of `seconds`, 60 tokens of text; their codes are in the cache."""
-    layout = AudioLayout.from_config(read_model_config(base))
-    cache = CodeCache(base / "cache", "benchmark of the data path")
-    rng = np.random.default_rng(0)
-    keys = [f"{number:032x}" for number in range(2 * samples)]
-    lengths = [5.0 if number % 2 == 0 else seconds for number in range(2 * samples)]
-    for start in range(0, len(keys), SHARD_CLIPS):
-        shard = {}
-        for key, length in zip(keys[start : start + SHARD_CLIPS], lengths[start : start + SHARD_CLIPS], strict=True):
-            codes = rng.integers(0, 1024, (CODEBOOKS, round(length * FRAMES_PER_SECOND)))
-            shard[key] = EncodedClip(torch.from_numpy(codes), length)
-        cache.add_shard(shard)
-    clips = [Clip(key, "", 0, 0, 0, 0.0, None, length) for key, length in zip(keys, lengths, strict=True)]
-    tokens = rng.integers(0, 200, (samples, 60)).astype(np.int32)
-    tokens[:, 20], tokens[:, 55] = layout.audio_in_token, layout.audio_out_token
-    arrays = {
-        "numbers": np.arange(samples),
-        "token_counts": np.full(samples, 60),
-        "tokens": tokens.reshape(-1),
-        "supervised": np.tile(np.arange(60) >= 40, samples),
-    }
-    pairs = list(zip(clips[::2], clips[1::2], strict=True))
-    return HiggsDataset(Path("benchmark.json"), arrays, pairs, cache=cache, layout=layout)
+    """Samples of a 3 s reference and a target of `seconds`, about 60 tokens of text; their codes are in the cache."""
+    rules = prepared.make_rules(base)
+    folder = base / "audio"
+    folder.mkdir()
+    manifest = prepared.write_manifest(folder, rules.codec.identity, samples=samples, targets_s=(seconds, seconds))
+    return build_dataset(manifest, rules=rules, cache_dir=folder / "cache")
 
 
 def read_rows(base: Path, *, samples: int, seconds: float, workers: tuple[int, ...]) -> list[dict]:

@@ -8,11 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ds_higgs.config import Config, DataConfig
 from ds_higgs.config.sources import TrainSource
-from ds_higgs.data.build import Preparation, RankChannel
+from ds_higgs.data.build import Preparation
 from ds_higgs.data.cache import default_code_cache
 from ds_higgs.data.codec.opening import find_codec
 from ds_higgs.data.collation import BatchCollator
@@ -27,6 +28,7 @@ from ds_higgs.data.oversampling import oversample_short
 from ds_higgs.data.problems import write_rejected
 from ds_higgs.data.prompt_forms import joint_form, served_form
 from ds_higgs.data.prompts import choose_prompts_of_all
+from ds_higgs.data.ranks import RankChannel
 from ds_higgs.data.review.ends import warn_of_cut_recordings, warn_of_missing_ends
 from ds_higgs.data.rules import SampleRules, build_rules
 from ds_higgs.errors import UserError
@@ -269,7 +271,7 @@ def build_listener(
 
 def samples_without_audio(dataset: HiggsDataset) -> list[str]:
     """Names of the samples that have no audio to learn."""
-    return [dataset.sample_id(index) for index in range(len(dataset)) if dataset.count_targets(index)[1] == 0]
+    return [dataset.sample_id(index) for index in np.flatnonzero(dataset.count_target_frames() == 0).tolist()]
 
 
 def _check_audio_everywhere(dataset: HiggsDataset) -> None:

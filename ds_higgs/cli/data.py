@@ -34,11 +34,7 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     init.add_argument("--split", type=share, default=0.05, help="share of recordings to hold out (0.05)")
 
     manifest = add_command("manifest", _manifest, "make a manifest from recordings and their texts")
-    manifest.add_argument(
-        "source",
-        type=Path,
-        help="; ".join(form.summary for form in FORMS),
-    )
+    manifest.add_argument("source", type=Path, help="; ".join(form.summary for form in FORMS))
     manifest.add_argument("-o", "--out", type=Path, required=True, help="manifest to write: .json, or .jsonl for lines")
     forms = [form.name for form in FORMS]
     manifest.add_argument(
@@ -66,6 +62,7 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     manifest.add_argument("--force", action="store_true", help="write over a file that is no manifest of ours")
 
     validate = add_config_command("validate", _validate, "check manifests, audio, base checkpoint and codec")
+    validate.add_argument("--deep", action="store_true", help="verify every byte that is prepared, too")
     validate.add_argument("--json", action="store_true", help="the report as JSON on standard output")
 
     inspect = add_config_command("inspect", _inspect, "one HTML page of the manifests' samples, doubtful ones first")
@@ -126,7 +123,7 @@ def _manifest(arguments: argparse.Namespace) -> None:
 def _validate(config: Config, arguments: argparse.Namespace) -> None:
     from ds_higgs.commands.validate import validate
 
-    validate(config, as_json=arguments.json)
+    validate(config, as_json=arguments.json, deep=arguments.deep)
 
 
 def _inspect(config: Config, arguments: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@ import torch
 
 from ds_higgs import setup
 from ds_higgs.config import Config
-from ds_higgs.data.build import Preparation, RankChannel
+from ds_higgs.data.build import Preparation
+from ds_higgs.data.ranks import RankChannel
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.errors import UserError
 from ds_higgs.job import devices, distributed
@@ -61,6 +62,7 @@ def _prepare_manifest(
                 num_processes=1 if ranks.world_size > 1 else processes or len(devices),
                 progress=progress,
             )
+        preparation.dataset()
     except UserError as error:
         return str(error)
     if ranks.is_main:

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from ds_higgs.commands.generate import Reference, SpeechOptions, build_prompt
 from ds_higgs.commands.voice import Voice
-from ds_higgs.data.cache import CodeCache, EncodedClip, clip_key
+from ds_higgs.data.cache import CodeCache, clip_key
+from ds_higgs.data.clip_files import EncodedClip
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import VoiceRequest, served_form, write_sample
 from ds_higgs.data.prompts import collate_prompt
@@ -81,7 +82,7 @@ def rehearse(texts: Sequence[str], out: Path, *, voice: Voice, speech: SpeechOpt
                 clips |= clip
                 bar.update()
             if clips:
-                cache.add_shard(clips)
+                cache.add(clips)
             append_whole(out / _ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
             rehearsal.rows |= {row["number"]: row for row in rows}
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in _samples(texts, rehearsal, voice)]
@@ -135,8 +136,9 @@ def _speak(
         return {**row, "reason": "the model did not end"}, {}
     file = out / "audio" / f"{number:06d}.wav"
     save_wav(file, codec.decode(spoken.codes), codec)
-    key = clip_key(hash_file(file), offset=0.0, duration=None, codec_identity=voice.rules.codec.identity)
-    return {**row, "file": str(file.relative_to(out))}, {key: EncodedClip(spoken.codes, seconds)}
+    content = hash_file(file)
+    key = clip_key(content, offset=0.0, duration=None, codec_identity=voice.rules.codec.identity)
+    return {**row, "file": str(file.relative_to(out))}, {key: EncodedClip(spoken.codes, seconds, content)}
 
 
 def _samples(texts: Sequence[str], rehearsal: Rehearsal, voice: Voice) -> Iterator[dict[str, Any]]:

@@ -60,13 +60,16 @@ class Report:
         }
 
 
-def validate(config: Config, *, as_json: bool = False) -> None:
+def validate(config: Config, *, as_json: bool = False, deep: bool = False) -> None:
     """Check base checkpoint, model class, codec, manifests and all audio; print the report.
+
+    Args:
+        deep: verify every byte of what is prepared.
 
     Raises:
         UserError: anything would stop training.
     """
-    report = collect_report(config)
+    report = collect_report(config, deep=deep)
     if as_json:
         print_answer(json.dumps(report.as_json(), ensure_ascii=False, indent=2))
     else:
@@ -76,7 +79,7 @@ def validate(config: Config, *, as_json: bool = False) -> None:
         raise UserError(f"{len(report.problems)} {noun} would stop training")
 
 
-def collect_report(config: Config) -> Report:
+def collect_report(config: Config, *, deep: bool = False) -> Report:
     """Everything that `validate` tells; what depends on something broken is left out."""
     report = Report()
 
@@ -107,7 +110,7 @@ def collect_report(config: Config) -> Report:
     if cache_dir is None:
         return report
     preparations = [
-        attempt(str(manifest), partial(_check_manifest, config, manifest, checked, report))
+        attempt(str(manifest), partial(_check_manifest, config, manifest, checked, report, deep=deep))
         for manifest, checked in setup.manifests_with_rules(config.data, rules)
     ]
     with phase("listening to the recordings"):
@@ -144,7 +147,7 @@ def _usable_code_cache(config: Config) -> Path:
     return setup.code_cache_dir(config.data)
 
 
-def _check_manifest(config: Config, manifest: Path, rules: SampleRules, report: Report) -> Preparation:
+def _check_manifest(config: Config, manifest: Path, rules: SampleRules, report: Report, *, deep: bool) -> Preparation:
     preparation = Preparation(manifest, rules=rules, cache_dir=setup.code_cache_dir(config.data))
     with phase(f"checking {manifest.name}"):
         preparation.analyse()
@@ -153,8 +156,16 @@ def _check_manifest(config: Config, manifest: Path, rules: SampleRules, report: 
     report.statistics[str(manifest)] = statistics
     stops = config.data.on_bad_sample == "error" or statistics.num_samples == 0
     (report.problems if stops else report.rejected).extend(sorted(preparation.problems))
+    if deep:
+        with phase(f"verifying what is prepared of {manifest.name}"):
+            report.problems += [_damage(path, what) for path, what in preparation.find_damage()]
     preparation.check_audio_to_learn()
     return preparation
+
+
+def _damage(path: Path, what: str) -> Problem:
+    expected = "`ds-higgs prepare`, or a start: it makes them again, and nothing else"
+    return Problem(file=str(path), number=NO_SAMPLE, sample=path.name, message=what, expected=expected)
 
 
 def _statistics_table(name: str, statistics: ManifestStatistics) -> Table:

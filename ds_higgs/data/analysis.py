@@ -1,60 +1,164 @@
-"""Check a manifest's samples and tokenize them, each rank its share, and put the shares together."""
+"""Check a manifest's samples and tokenize them, each rank its blocks; what was analysed before is taken as it is."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from boson_multimodal.data_types import ChatMLSample
-from safetensors.numpy import load, save
 
+from ds_higgs.data.arrow_files import TableWriter, bytes_matrix, read_table
 from ds_higgs.data.chatml import NO_URL, TokenizedSample, parse_sample, tokenize
-from ds_higgs.data.clips import Clip, ClipFinder, clips_from_json, clips_to_json
-from ds_higgs.data.manifest import Entry, problem_at, read_manifest
+from ds_higgs.data.clips import AUDIO_FILE_SCHEMA, Clip, ClipFinder
+from ds_higgs.data.exclusion import Exclusion
+from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
+from ds_higgs.data.manifest import Entry, RawEntry, problem_at, scan_manifest
 from ds_higgs.data.problems import BadSampleError, Problem
 from ds_higgs.data.prompt_forms import FORMS_OF, PromptForm, take_form
 from ds_higgs.data.rules import SampleRules, check_fits
+from ds_higgs.data.sample_table import ANALYSED_SCHEMA, AnalysedSample, SampleTable, samples_to_table
 from ds_higgs.layout import AudioLayout
 
+BLOCK = 1024  # entries that one rank takes at a time
 
-@dataclass(frozen=True)
-class AnalysedSample:
-    """number: its place in the manifest; clips: one per placeholder, in order.
 
-    served: the same in the form that servers send, where an epoch mixes the two; it has the same clips.
+class Donor:
+    """Samples that were analysed before by the same rules, found by their entry's digest.
+
+    Args:
+        usable: [samples] bool, those whose audio is what it was.
     """
 
-    number: int
-    tokenized: TokenizedSample
-    clips: list[Clip]
-    speaker: str | None
-    served: TokenizedSample | None = None
+    def __init__(self, samples: SampleTable, usable: np.ndarray):
+        self._samples = samples
+        self._rows = np.flatnonzero(usable)
+        self._index = KeyIndex(bytes_matrix(samples.table["entry"], KEY_BYTES)[self._rows])
+        self._checksums = samples.column("checksum")
+
+    def find(self, entries: Iterable[RawEntry]) -> np.ndarray:
+        """[entries] int64, their rows, -1 for those that are to be analysed: new ones, and where a checksum fails."""
+        digests = np.frombuffer(b"".join(entry.digest for entry in entries), np.uint8).reshape(-1, KEY_BYTES)
+        places = self._index.find(digests)
+        rows = np.where(places < 0, -1, self._rows[places] if len(self._rows) else -1)
+        intact = [row < 0 or self._samples.checksum(row) == self._checksums[row] for row in rows.tolist()]
+        return np.where(intact, rows, -1)
+
+    def slice(self, first: int, count: int) -> pa.Table:
+        """Rows one after another, as ANALYSED_SCHEMA."""
+        return self._samples.table.slice(first, count).select(ANALYSED_SCHEMA.names)
 
 
 @dataclass
 class Part:
-    """What one rank found in its share of a manifest."""
+    """What one rank found in its share of a manifest; the samples themselves lie in files of the draft's folder.
 
-    samples: list[AnalysedSample] = field(default_factory=list)
+    num_samples: without a problem.
+    """
+
     problems: list[Problem] = field(default_factory=list)
+    num_samples: int = 0
 
 
-def analyse(entries: Iterable[Entry], manifest: Path, rules: SampleRules, finder: ClipFinder) -> Part:
-    """Check and tokenize entries; what is wrong becomes problems, at the place where it was found."""
-    part = Part()
-    for entry in entries:
-        sample, messages = analyse_entry(entry, rules, finder)
-        if sample is not None:
-            part.samples.append(sample)
-        part.problems += [problem_at(manifest, entry.number, error.message, error.expected) for error in messages]
-    return part
+class Analysis:
+    """One rank's work on a manifest.
+
+    Args:
+        donor: samples of before, where there are any.
+    """
+
+    def __init__(
+        self, manifest: Path, rules: SampleRules, finder: ClipFinder, exclusion: Exclusion, donor: Donor | None
+    ):
+        self._manifest = manifest
+        self._rules = rules
+        self._finder = finder
+        self._exclusion = exclusion
+        self._donor = donor
+
+    def run(self, draft: Path, *, rank: int, world_size: int, stop: Callable[[], bool] = lambda: False) -> Part:
+        """Write this rank's samples to the folder `draft`, a record batch a block, and the audio files they name."""
+        part = Part()
+        samples = TableWriter(draft, ANALYSED_SCHEMA, lambda number: f"part-{rank:05d}-{number:05d}.arrow")
+        files = TableWriter(draft, AUDIO_FILE_SCHEMA, lambda number: f"files-{rank:05d}-{number:05d}.arrow")
+        with samples, files:
+            for number, block in enumerate(_blocks(scan_manifest(self._manifest))):
+                if number % world_size != rank:
+                    continue
+                if stop():
+                    break
+                batch = self._analyse_block(list(self._exclusion.keep(block)), part)
+                part.num_samples += len(batch)
+                samples.write(batch)
+                files.write(self._finder.take_files())
+        return part
+
+    def _analyse_block(self, block: list[RawEntry], part: Part) -> pa.RecordBatch:
+        rows = self._donor.find(block) if self._donor is not None and block else np.full(len(block), -1)
+        kept: list[RawEntry] = []
+        kept_rows: list[int] = []
+        analysed: list[AnalysedSample] = []
+        for raw, row in zip(block, rows.tolist(), strict=True):
+            if row < 0:
+                sample, errors = analyse_entry(raw, self._rules, self._finder)
+                part.problems += [problem_at(self._manifest, raw.number, one.message, one.expected) for one in errors]
+                if sample is None:
+                    continue
+                analysed.append(sample)
+            kept.append(raw)
+            kept_rows.append(row)
+        pieces = list(_pieces(samples_to_table(analysed), np.asarray(kept_rows, dtype=np.int64), self._donor))
+        table = pa.concat_tables(pieces) if pieces else ANALYSED_SCHEMA.empty_table()
+        for name in ("number", "start", "end"):  # an entry that was taken may stand elsewhere than it did
+            column = pa.array([getattr(raw, name) for raw in kept], pa.int64())
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        batches = table.combine_chunks().to_batches()
+        return batches[0] if batches else pa.record_batch([[]] * len(ANALYSED_SCHEMA), schema=ANALYSED_SCHEMA)
+
+
+def _blocks(entries: Iterator[RawEntry]) -> Iterator[list[RawEntry]]:
+    while block := list(islice(entries, BLOCK)):
+        yield block
+
+
+def _pieces(analysed: pa.Table, rows: np.ndarray, donor: Donor | None) -> Iterator[pa.Table]:
+    """Runs of analysed samples, and of the donor's rows, in order."""
+    is_new = rows < 0
+    follows = np.where(is_new[1:], is_new[:-1], rows[1:] == rows[:-1] + 1) & (is_new[1:] == is_new[:-1])
+    starts = np.concatenate([[0], np.flatnonzero(~follows) + 1]) if len(rows) else np.zeros(0, np.int64)
+    done = 0
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=False):
+        if is_new[start]:
+            yield analysed.slice(done, stop - start)
+            done += stop - start
+        else:
+            assert donor is not None
+            yield donor.slice(int(rows[start]), stop - start)
+
+
+def read_draft(draft: Path, world_size: int) -> tuple[pa.Table, pa.Table]:
+    """What all ranks have written: the samples in manifest order, and the audio files (some of them twice).
+
+    Raises:
+        FileNotFoundError: another rank's part is not there.
+    """
+    streams = [_batches(draft, f"part-{rank:05d}-*.arrow") for rank in range(world_size)]
+    rounds = zip_longest(*streams)  # block by block, as the ranks took them in turn
+    samples = [batch for blocks in rounds for batch in blocks if batch is not None]
+    files = [batch for rank in range(world_size) for batch in _batches(draft, f"files-{rank:05d}-*.arrow")]
+    return pa.Table.from_batches(samples, ANALYSED_SCHEMA), pa.Table.from_batches(files, AUDIO_FILE_SCHEMA)
+
+
+def _batches(folder: Path, pattern: str) -> list[pa.RecordBatch]:
+    return [batch for path in sorted(folder.glob(pattern)) for batch in read_table(path).to_batches()]
 
 
 def analyse_entry(
-    entry: Entry, rules: SampleRules, finder: ClipFinder
+    raw: RawEntry, rules: SampleRules, finder: ClipFinder
 ) -> tuple[AnalysedSample | None, list[BadSampleError]]:
     """The sample, or None and everything that is wrong with it."""
+    entry = raw.parse()
     if entry.error is not None:
         return None, [BadSampleError(entry.error)]
     try:
@@ -67,19 +171,13 @@ def analyse_entry(
         errors = [error for one in (tokenized, *served) for error in check_fits(one, clips, rules)]
     if errors:
         return None, errors
-    return AnalysedSample(entry.number, tokenized, clips, speaker_of(sample), *served), []
+    place = (raw.number, raw.start, raw.end, raw.digest)
+    return AnalysedSample(*place, tokenized, clips, speaker_of(sample), *served), []
 
 
 def _tokenize_in(form: PromptForm, sample: ChatMLSample, rules: SampleRules) -> TokenizedSample:
     taken = take_form(sample, form, rules.reference_turn)
     return tokenize(taken.sample, rules.tokenizer, rules.layout, references=taken.references)
-
-
-def share_of(manifest: Path, rank: int, world_size: int) -> Iterator[Entry]:
-    """Every `world_size`-th entry of the manifest."""
-    for count, entry in enumerate(read_manifest(manifest)):
-        if count % world_size == rank:
-            yield entry
 
 
 def speaker_of(sample: ChatMLSample) -> str | None:
@@ -88,83 +186,6 @@ def speaker_of(sample: ChatMLSample) -> str | None:
         return sample.speaker
     speaker = (sample.misc or {}).get("speaker")
     return None if speaker is None else str(speaker)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts of all ranks, put together in manifest order.
-
-    arrays: see `pack_samples`.
-    served: the same samples in the form that servers send, where an epoch mixes the two.
-    clips: for each sample, one per placeholder.
-    """
-
-    arrays: dict[str, np.ndarray]
-    clips: list[list[Clip]]
-    speakers: list[str | None]
-    problems: list[Problem]
-    served: dict[str, np.ndarray] | None = None
-
-    def audio_targets(self, index: int, layout: AudioLayout) -> np.ndarray:
-        """For each clip of a sample whether it is learned: [num_clips] bool."""
-        stop = int(self.arrays["token_counts"][: index + 1].sum())
-        span = slice(stop - int(self.arrays["token_counts"][index]), stop)
-        return layout.audio_targets(self.arrays["tokens"][span], self.arrays["supervised"][span])
-
-
-def exchange_parts(part: Part, gather: Callable[[bytes], list[bytes]], *, mixed: bool = False) -> Parts:
-    """Give this rank's part to all ranks with `gather`, and put theirs together.
-
-    Args:
-        mixed: whether the samples are there in two forms.
-    """
-    listing = {
-        "clips": [clips_to_json(sample.clips) for sample in part.samples],
-        "speakers": [sample.speaker for sample in part.samples],
-        "problems": [astuple(problem) for problem in part.problems],
-    }
-    packed = [load(content) for content in gather(save(pack_samples(part.samples)))]
-    served = [replace(sample, tokenized=sample.served) for sample in part.samples if sample.served is not None]
-    packed_served = [load(content) for content in gather(save(pack_samples(served)))] if mixed else None
-    listings = [json.loads(content) for content in gather(json.dumps(listing).encode())]
-    clips = [clips_from_json(rows) for found in listings for rows in found["clips"]]
-    speakers = [speaker for found in listings for speaker in found["speakers"]]
-    order = np.argsort(np.concatenate([arrays["numbers"] for arrays in packed]), kind="stable")
-    return Parts(
-        arrays=merge_packed(packed, order),
-        clips=[clips[index] for index in order],
-        speakers=[speakers[index] for index in order],
-        problems=sorted(Problem(*row) for found in listings for row in found["problems"]),
-        served=None if packed_served is None else merge_packed(packed_served, order),
-    )
-
-
-def pack_samples(samples: Sequence[AnalysedSample]) -> dict[str, np.ndarray]:
-    """Flat arrays: numbers [n], token_counts [n], tokens and supervised [all tokens]."""
-    tokens = [np.asarray(sample.tokenized.tokens, dtype=np.int32) for sample in samples]
-    supervised = [np.asarray(sample.tokenized.supervised, dtype=np.bool_) for sample in samples]
-    return {
-        "numbers": np.asarray([sample.number for sample in samples], dtype=np.int64),
-        "token_counts": np.asarray([len(row) for row in tokens], dtype=np.int64),
-        "tokens": np.concatenate([np.zeros(0, np.int32), *tokens]),
-        "supervised": np.concatenate([np.zeros(0, np.bool_), *supervised]),
-    }
-
-
-def merge_packed(packed: Sequence[dict[str, np.ndarray]], order: np.ndarray) -> dict[str, np.ndarray]:
-    """Concatenate packed samples and bring them into `order` (or keep those that it names)."""
-    joined = {name: np.concatenate([part[name] for part in packed]) for name in packed[0]}
-    counts = joined["token_counts"]
-    starts = np.cumsum(counts) - counts
-    new_counts = counts[order]
-    new_starts = np.cumsum(new_counts) - new_counts
-    gather = np.arange(new_counts.sum()) + np.repeat(starts[order] - new_starts, new_counts)
-    return {
-        "numbers": joined["numbers"][order],
-        "token_counts": new_counts,
-        "tokens": joined["tokens"][gather],
-        "supervised": joined["supervised"][gather],
-    }
 
 
 def _find_clips(

@@ -1,48 +1,42 @@
-"""From a manifest to a data set: check every sample, encode what the cache lacks, each rank its share."""
+"""From a manifest to a data set: open what is prepared, else check samples and encode what the cache lacks."""
 
-import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+import shutil
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
-from ds_higgs.data.analysis import Parts, analyse, exchange_parts, merge_packed, share_of
-from ds_higgs.data.cache import CodeCache, codes_folder
+from ds_higgs.data.analysis import Analysis, Donor, read_draft
+from ds_higgs.data.audio_changes import files_of, unchanged_samples
+from ds_higgs.data.cache import ClipPlaces, ClipReader, CodeCache, tell_of_former_codes
 from ds_higgs.data.clips import ClipFinder, HashMemo
 from ds_higgs.data.conditions import PromptParts
 from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.deep_check import find_damage
+from ds_higgs.data.distinct_clips import DistinctClips
 from ds_higgs.data.encoding import Encoder, Progress, plan_units, start_helpers
 from ds_higgs.data.exclusion import Exclusion
+from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
 from ds_higgs.data.manifest import problem_at
+from ds_higgs.data.prepared import PreparedSet, SetMarker, write_set
 from ds_higgs.data.problems import BadSampleError, Problem, raise_problems
+from ds_higgs.data.ranks import ALONE, RankChannel
+from ds_higgs.data.reuse import Reuse
 from ds_higgs.data.rules import SampleRules
+from ds_higgs.data.sample_table import SampleTable
 from ds_higgs.data.statistics import ManifestStatistics, compute_statistics
 from ds_higgs.errors import UserError
+from ds_higgs.layout import AudioLayout
 
 logger = logging.getLogger("ds_higgs")
 
 OnBadSample = Literal["error", "skip"]
-
-
-@dataclass(frozen=True)
-class RankChannel:
-    """This process among those that build a data set together; alone by default.
-
-    gather: gives every rank all ranks' bytes, by rank. It is their own channel: what ranks tell each other lies in no
-        folder where another job could find it.
-    stop_requested: whether this rank was asked to stop; it then leaves its share where it is.
-    stop_here: raises on all ranks where any was asked to stop; they call it together.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    gather: Callable[[bytes], list[bytes]] = lambda content: [content]
-    stop_requested: Callable[[], bool] = lambda: False
-    stop_here: Callable[[], None] = lambda: None
 
 
 def build_dataset(
@@ -52,7 +46,7 @@ def build_dataset(
     cache_dir: Path,
     on_bad_sample: OnBadSample = "error",
     device: str = "cpu",
-    ranks: RankChannel = RankChannel(),
+    ranks: RankChannel = ALONE,
     progress: Progress | None = None,
     needs_audio: bool = True,
 ) -> HiggsDataset:
@@ -75,8 +69,10 @@ def build_dataset(
 class Preparation:
     """The steps from a manifest to its data set; all ranks take them together.
 
+    A set that was prepared from the same manifest by the same rules is opened, and no other step has anything to do.
+
     problems: everything found so far, of all ranks.
-    parts: the samples, after `analyse`.
+    samples: all that were analysed, after `analyse`; some of them may have problems by now.
     num_excluded: samples that the rules leave out by name.
     num_clips, num_missing: distinct clips, and those of them that the cache lacked before `encode`.
     """
@@ -87,11 +83,11 @@ class Preparation:
         *,
         rules: SampleRules,
         cache_dir: Path,
-        ranks: RankChannel = RankChannel(),
+        ranks: RankChannel = ALONE,
     ):
         self.manifest = manifest
         self.problems: list[Problem] = []
-        self.parts: Parts
+        self.samples: SampleTable
         self.num_clips = 0
         self.num_missing = 0
         self.num_excluded = 0
@@ -99,6 +95,12 @@ class Preparation:
         self._cache_dir = cache_dir
         self._cache = CodeCache(cache_dir, rules.codec.identity)
         self._ranks = ranks
+        self._audio_root = rules.audio_root or manifest.parent
+        self._reuse = Reuse(manifest, rules, cache_dir=cache_dir, codes=self._cache.folder, ranks=ranks)
+        self._draft: Path
+        self._files: pa.Table
+        self._before: PreparedSet | None = None  # of the same identity, its files and codes as they were
+        self._prepared: PreparedSet | None = None
 
     def run(
         self,
@@ -119,29 +121,24 @@ class Preparation:
         refused = on_bad_sample == "error" and bool(self.problems)
         self.encode(devices=[] if refused else devices, num_processes=num_processes, progress=progress)
         if self.problems and on_bad_sample == "error":
+            self._ranks.on_first(self._keep_analysis)
             raise_problems(self.manifest, self.problems)
         if needs_audio:
             self.check_audio_to_learn()
 
     def analyse(self) -> None:
-        """Check and tokenize all samples, as far as audio headers go."""
-        self._scan_cache()
-        memo = HashMemo(self._cache_dir)
-        audio_root = self._rules.audio_root or self.manifest.parent
-        finder = ClipFinder(self._cache, memo, audio_root=audio_root, limits=self._rules.limits)
-        exclusion = Exclusion(self.manifest, self._rules.exclude)
-        share = exclusion.keep(share_of(self.manifest, self._ranks.rank, self._ranks.world_size))
-        entries = takewhile(lambda entry: not self._ranks.stop_requested(), share)
-        part = analyse(entries, self.manifest, self._rules, finder)
-        memo.save()
-        self._ranks.stop_here()
-        self.parts = exchange_parts(part, self._ranks.gather, mixed=self._rules.prompt_form == "mixed")
-        self.problems = list(self.parts.problems)
-        if exclusion.names:
-            exclusion.check_met(self._gather_names(exclusion.met))
-            self.num_excluded = len(exclusion.names)
-        if not self.problems and not self.parts.clips:
-            raise UserError(f"{self.manifest}: the manifest holds no samples")
+        """Open what is prepared; else check and tokenize all samples that are new, as far as audio headers go."""
+        before = self._reuse.find()
+        if before is None:
+            self._analyse(None)
+            return
+        changed = self._reuse.find_changed_audio(before)
+        if not changed and self._reuse.is_whole(before):
+            self._before = before
+            if not before.marker.problems:  # else they are looked at again: they may have been mended
+                self._take(before)
+                return
+        self._analyse(Donor(before.samples, unchanged_samples(before.samples, changed)), before.files)
 
     def encode(self, *, devices: Sequence[str] = (), num_processes: int = 1, progress: Progress | None = None) -> None:
         """Encode what the cache lacks; without a device, only decode and check it.
@@ -150,42 +147,43 @@ class Preparation:
             devices: where codecs run, dealt to the processes in turn.
             num_processes: processes of this rank; the others end with this one.
         """
+        if self._prepared is not None:
+            return
         codec = self._rules.codec
-        units = plan_units(clip for clips in self.parts.clips for clip in clips)
-        self._cache.scan()
+        clips = DistinctClips(self.samples)
+        units = plan_units(clips)
+        self.num_clips = len(clips)
+        self.num_missing = int((self._cache.find(clips.keys) < 0).sum())
         helpers = []
-        self.num_clips = sum(len(unit.clips) for unit in units)
-        self.num_missing = sum(clip.key not in self._cache for unit in units for clip in unit.clips)
         if devices and self.num_missing:
             self._cache.check_writable(self.num_missing)
-            self._tell_of_former_codes()
-            helpers = start_helpers(num_processes - 1, self.manifest, self._cache_dir, codec, units, devices)
+            if self._ranks.rank == 0:
+                tell_of_former_codes(self._cache_dir, codec.former_identity, self.num_missing)
+            find_clips = partial(_clips_of_draft, self._draft, self._ranks.world_size, self._audio_root)
+            helpers = start_helpers(num_processes - 1, self.manifest, self._cache_dir, codec, find_clips, devices)
         load_codec = (lambda: codec.load(devices[0])) if devices else None
         encoder = Encoder(
             self._cache,
             self.manifest,
+            clips,
             load_codec,
             rate=codec.sampling_rate,
             progress=progress,
             stop=self._ranks.stop_requested,
         )
-        first = self._ranks.rank * len(units) // self._ranks.world_size
-        encoder.encode_all(units, first=first)
+        encoder.encode_all(units, first=self._ranks.rank * len(units) // self._ranks.world_size)
         for helper in helpers:
             helper.join()
         self._ranks.stop_here()
-        self.problems += self._audio_problems(self._exchange_failures(encoder.failures))
-        self._cache.scan()
+        failures = _exchange_failures(encoder.failures, self._ranks)
+        self.problems += _audio_problems(self.manifest, self.samples, clips, failures, self._rules.layout)
 
     def check_audio_to_learn(self) -> None:
         """Raises UserError where all samples without a problem are of text alone."""
-        arrays = merge_packed([self.parts.arrays], self._good_samples())
-        if (
-            len(arrays["numbers"])
-            and not self._rules.layout.audio_targets(arrays["tokens"], arrays["supervised"]).any()
-        ):
+        good = self.good_samples()
+        if len(good) and not any(self.samples.audio_targets(row, self._rules.layout).any() for row in good.tolist()):
             raise UserError(
-                f"{self.manifest}: no audio to learn in any of {len(arrays['numbers'])} samples; expected audio items "
+                f"{self.manifest}: no audio to learn in any of {len(good)} samples; expected audio items "
                 "in assistant messages (`ds-higgs manifest` makes them from recordings and from other tools' lists)"
             )
 
@@ -195,73 +193,152 @@ class Preparation:
         Raises:
             UserError: there is none.
         """
-        good = self._good_samples()
-        if not len(good):
+        if not len(self.good_samples()):
             raise_problems(self.manifest, self.problems)
-        arrays = merge_packed([self.parts.arrays], good)
-        clips = [self.parts.clips[index] for index in good]
-        layout = self._rules.layout
+        before = self._before
+        if self._prepared is None and before is not None and before.marker.problems == sorted(self.problems):
+            self._take(before)
+        if self._prepared is None:
+            self._take(PreparedSet(Path(self._ranks.on_first(self._write_complete)), self._audio_root))
+            self._ranks.tell("opened")  # a folder for this once goes with rank 0's preparation
+        assert self._prepared is not None
+        layout, names = self._rules.layout, self._prepared.places.names
         dataset = HiggsDataset(
-            self.manifest, arrays, clips, cache=self._cache, layout=layout, rejected=sorted(self.problems)
+            self.manifest,
+            self._prepared,
+            ClipReader(self._cache.folder, names),
+            layout=layout,
+            mixed=self._rules.prompt_form == "mixed",
         )
         if self._rules.drops.any():
             dataset.leave_out(self._rules.drops, PromptParts.of(self._rules.tokenizer, layout))
-        if self.parts.served is not None:
-            dataset.mix_with(merge_packed([self.parts.served], good), clips)
         return dataset
+
+    def find_damage(self) -> list[tuple[Path, str]]:
+        """Files of what was opened that hold something damaged, and what; see `deep_check`."""
+        return [] if self._prepared is None else list(find_damage(self._prepared, self._cache.folder))
 
     @property
     def num_samples(self) -> int:
         """Samples without a problem."""
-        return len(self._good_samples())
+        return len(self.good_samples())
+
+    def good_samples(self) -> np.ndarray:
+        """Rows of `samples` without a problem."""
+        bad = [problem.number for problem in self.problems]
+        return np.flatnonzero(~np.isin(self.samples.column("number"), bad))
 
     def statistics(self) -> ManifestStatistics:
         """Of the samples without a problem."""
-        return compute_statistics(self.parts, self._good_samples(), self._rules)
+        return compute_statistics(self.samples, self.good_samples(), self._rules)
 
-    def _good_samples(self) -> np.ndarray:
-        bad = [problem.number for problem in self.problems]
-        return np.flatnonzero(~np.isin(self.parts.arrays["numbers"], bad))
+    def _take(self, prepared: PreparedSet) -> None:
+        self._prepared, self.samples = prepared, prepared.samples
+        self.problems = list(prepared.marker.problems)
+        self.num_excluded = prepared.marker.num_excluded
+        self.num_clips = prepared.marker.num_clips
 
-    def _scan_cache(self) -> None:
-        """Look into every shard, each rank into its share; what cannot be mended is left out on all."""
-        left = self._cache.remove_corrupt(share=self._ranks.rank, shares=self._ranks.world_size)
-        damaged = self._ranks.gather(json.dumps(left).encode())
-        self._cache = CodeCache(self._cache_dir, self._rules.codec.identity)
-        self._cache.leave_out(name for found in damaged for name in json.loads(found))
+    def _analyse(self, donor: Donor | None, files: pa.Table | None = None) -> None:
+        """Each rank its share; files: those that the donor's samples name."""
+        self._draft = Path(self._ranks.on_first(self._begin_draft))
         self._cache.scan()
+        memo = HashMemo(self._cache_dir)
+        finder = ClipFinder(self._cache, memo, audio_root=self._audio_root, limits=self._rules.limits)
+        exclusion = Exclusion(self.manifest, self._rules.exclude)
+        analysis = Analysis(self.manifest, self._rules, finder, exclusion, donor)
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        part = analysis.run(self._draft, rank=rank, world_size=world_size, stop=self._ranks.stop_requested)
+        memo.save()
+        self._ranks.stop_here()
+        told = self._ranks.tell([part.num_samples, sorted(exclusion.met), [astuple(one) for one in part.problems]])
+        table, found = read_draft(self._draft, world_size)
+        if len(table) != sum(count for count, _, _ in told):
+            raise UserError(
+                f"data.cache_dir: {self._cache_dir} is not one folder for all processes; expected one that they share, "
+                "or one on each machine that `ds-higgs prepare` has filled there"
+            )
+        self.samples = SampleTable(table, self._audio_root)
+        self._files = files_of(self.samples, pa.concat_tables([found, *([] if files is None else [files])]))
+        self.problems = [Problem(*one) for _, _, problems in told for one in problems]
+        exclusion.check_met([name for _, met, _ in told for name in met])
+        self.num_excluded = len(exclusion.names)
+        if not self.problems and not len(self.samples):
+            raise UserError(f"{self.manifest}: the manifest holds no samples")
 
-    def _tell_of_former_codes(self) -> None:
-        former = self._rules.codec.former_identity
-        if former is not None and self._ranks.rank == 0:
-            folder = codes_folder(self._cache_dir, former)
-            if folder.is_dir():
-                logger.warning(
-                    "%s: codes of an earlier version, which did not record the codec's semantic model: they are left, "
-                    "and %d clips are encoded anew; the folder can be deleted",
-                    folder,
-                    self.num_missing,
-                )
+    def _begin_draft(self) -> str:
+        self._cache.tidy()
+        draft = self._reuse.sets.new_draft()
+        weakref.finalize(self, shutil.rmtree, draft, ignore_errors=True)
+        return str(draft)
 
-    def _gather_names(self, names: Collection[str]) -> list[str]:
-        """Those of all ranks."""
-        return [name for part in self._ranks.gather(json.dumps(sorted(names)).encode()) for name in json.loads(part)]
+    def _write_complete(self) -> str:
+        """On rank 0: the folder of the set."""
+        self._cache.tidy()
+        self._cache.scan()
+        clips = DistinctClips(self.samples)
+        return self._write(clips, self._cache.places(self._cache.find(clips.keys)), complete=True)
 
-    def _exchange_failures(self, failures: Mapping[str, BadSampleError]) -> dict[str, BadSampleError]:
-        """By key, the clips that any rank could not use."""
-        content = {key: (error.message, error.expected) for key, error in failures.items()}
-        found: dict[str, BadSampleError] = {}
-        for part in self._ranks.gather(json.dumps(content).encode()):
-            found |= {key: BadSampleError(*error) for key, error in json.loads(part).items()}
-        return found
+    def _keep_analysis(self) -> str:
+        """On rank 0, of a manifest that is refused: what is right of it need not be analysed again."""
+        clips = DistinctClips(self.samples)
+        nowhere = np.full(len(clips), -1, dtype=np.int32)
+        frames = self._rules.codec.count_frames(clips.seconds).astype(np.int32)
+        return self._write(clips, ClipPlaces([], nowhere, nowhere, frames), complete=False)
 
-    def _audio_problems(self, failures: Mapping[str, BadSampleError]) -> list[Problem]:
-        problems = []
-        for index, clips in enumerate(self.parts.clips):
-            if any(clip.key in failures for clip in clips):
-                targets = self.parts.audio_targets(index, self._rules.layout)
-                found = zip(clips, targets, strict=True)
-                errors = [failures[clip.key].of(clip.name(learned=on)) for clip, on in found if clip.key in failures]
-                number = int(self.parts.arrays["numbers"][index])
-                problems += [problem_at(self.manifest, number, error.message, error.expected) for error in errors]
-        return list(dict.fromkeys(problems))
+    def _write(self, clips: DistinctClips, places: ClipPlaces, *, complete: bool) -> str:
+        kept = np.zeros(len(self.samples), dtype=np.bool_)
+        kept[self.good_samples()] = True
+        partial_folder = self._reuse.sets.new_draft()
+        try:
+            write_set(
+                partial_folder,
+                self.samples,
+                kept=kept,
+                places=places.of(clips.of_use),
+                files=self._files,
+                layout=self._rules.layout,
+                marker=SetMarker(
+                    identity=self._reuse.identity,
+                    manifest_path=str(self.manifest.absolute()),
+                    complete=complete,
+                    num_clips=len(clips),
+                    num_excluded=self.num_excluded,
+                    problems=sorted(self.problems),
+                ),
+                cache=self._cache.folder,
+            )
+            return str(self._reuse.sets.publish(partial_folder, self._reuse.identity))
+        except OSError as error:
+            raise UserError(f"data.cache_dir: {error.filename or self._reuse.sets.root}: {error.strerror}") from None
+        finally:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def _exchange_failures(failures: Mapping[str, BadSampleError], ranks: RankChannel) -> dict[str, BadSampleError]:
+    """By key, the clips that any rank could not use."""
+    content = {key: (error.message, error.expected) for key, error in failures.items()}
+    return {key: BadSampleError(*error) for part in ranks.tell(content) for key, error in part.items()}
+
+
+def _audio_problems(
+    manifest: Path,
+    samples: SampleTable,
+    clips: DistinctClips,
+    failures: Mapping[str, BadSampleError],
+    layout: AudioLayout,
+) -> list[Problem]:
+    """Of the samples that have a clip that failed."""
+    keys = np.frombuffer(bytes.fromhex("".join(failures)), np.uint8).reshape(-1, KEY_BYTES)
+    failed = KeyIndex(keys).find(clips.keys) >= 0
+    uses = np.flatnonzero(failed[clips.of_use])
+    problems = []
+    for row in np.unique(np.searchsorted(samples.clip_ends, uses, side="right")).tolist():
+        found = zip(samples.clips(row), samples.audio_targets(row, layout), strict=True)
+        errors = [failures[clip.key].of(clip.name(learned=on)) for clip, on in found if clip.key in failures]
+        number = samples.value("number", row)
+        problems += [problem_at(manifest, number, error.message, error.expected) for error in errors]
+    return list(dict.fromkeys(problems))
+
+
+def _clips_of_draft(draft: Path, world_size: int, audio_root: Path) -> DistinctClips:
+    return DistinctClips(SampleTable(read_draft(draft, world_size)[0], audio_root))

@@ -4,10 +4,11 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 from boson_multimodal.data_types import AudioContent
 
 from ds_higgs.data.audio import AudioLimits, AudioSource, Segment, check_file, check_header, decode_base64
@@ -21,8 +22,23 @@ logger = logging.getLogger("ds_higgs")
 
 MAX_MEMO_FILES = 32
 
-# Size, mtime_ns, inode and ctime_ns of a file, and the hash of its content.
-MemoEntry = tuple[tuple[int, int, int, int], str]
+_MAX_HEADERS = 100_000  # remembered at a time
+
+# Size, mtime_ns, inode and ctime_ns of a file.
+Fingerprint = tuple[int, int, int, int]
+MemoEntry = tuple[Fingerprint, str]
+
+# path: as the manifest has it; content: hash of the file's bytes.
+AUDIO_FILE_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("inode", pa.int64()),
+        ("ctime_ns", pa.int64()),
+        ("content", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,7 @@ class Clip:
     path: its file, or "" where the manifest itself holds the audio: then `start` and `end` are the bytes of its
         entry there, and `item` counts the entry's raw audio items.
     seconds: length as the header tells it.
+    content: hash of the audio's bytes.
     """
 
     key: str
@@ -42,6 +59,7 @@ class Clip:
     offset: float
     duration: float | None
     seconds: float
+    content: str
 
     @property
     def segment(self) -> Segment:
@@ -83,12 +101,19 @@ class HashMemo:
 
     def hash(self, path: Path) -> str:
         """Raises BadSampleError where the file is missing, unreadable or empty."""
-        status = check_file(path)
-        fingerprint = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+        return self.look_at(path)[1]
+
+    def look_at(self, path: Path) -> MemoEntry:
+        """A file's fingerprint and the hash of its content.
+
+        Raises:
+            BadSampleError: it is missing, unreadable or empty.
+        """
+        fingerprint = fingerprint_of(check_file(path))
         name = str(path.absolute())
         if name not in self._known or self._known[name][0] != fingerprint:
             self._known[name] = self._new[name] = (fingerprint, hash_file(path))
-        return self._known[name][1]
+        return self._known[name]
 
     def save(self) -> None:
         """Write what has been hashed since the memo was read; many small files are merged into one.
@@ -117,6 +142,11 @@ class HashMemo:
         return sorted(self._folder.glob("*.json"), key=_modification_time)
 
 
+def fingerprint_of(status: os.stat_result) -> Fingerprint:
+    """What changes when a file does."""
+    return (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+
+
 class ClipFinder:
     """Turns a sample's audio items into checked clips with their cache keys."""
 
@@ -126,6 +156,14 @@ class ClipFinder:
         self._audio_root = audio_root
         self._limits = limits
         self._seconds: dict[str, float | BadSampleError] = {}  # by key, what the header gave
+        self._files: dict[str, MemoEntry] = {}
+
+    def take_files(self) -> pa.RecordBatch:
+        """The audio files that clips have been found in since the last call, as AUDIO_FILE_SCHEMA."""
+        rows = [(path, *fingerprint, content) for path, (fingerprint, content) in self._files.items()]
+        self._files = {}
+        columns = zip(*rows, strict=True) if rows else [[]] * len(AUDIO_FILE_SCHEMA)
+        return pa.record_batch([list(column) for column in columns], schema=AUDIO_FILE_SCHEMA)
 
     def find(self, content: AudioContent, *, start: int, end: int, item: int, learned: bool) -> Clip:
         """Check an audio item as far as its header goes (a cached clip needs no look).
@@ -148,20 +186,23 @@ class ClipFinder:
         source: AudioSource
         if path:
             source = Path(path)
-            content_hash = self._memo.hash(source)
+            self._files[content.audio_url] = looked_at = self._memo.look_at(source)
+            content_hash = looked_at[1]
         else:
             source = decode_base64(content.raw_audio or "")
             content_hash = hashlib.sha256(source).hexdigest()
         key = clip_key(content_hash, offset=offset, duration=duration, codec_identity=self._cache.codec_identity)
         seconds = self._check(key, source, Segment(offset, duration))
-        return Clip(key, path, start, end, item, offset, duration, seconds)
+        return Clip(key, path, start, end, item, offset, duration, seconds, content_hash)
 
     def _check(self, key: str, source: AudioSource, segment: Segment) -> float:
-        if key in self._cache:
-            seconds = self._cache[key].seconds
+        seconds = self._cache.seconds_of(key)
+        if seconds is not None:
             self._limits.check(seconds)
             return seconds
         if key not in self._seconds:
+            if len(self._seconds) == _MAX_HEADERS:
+                self._seconds.clear()
             try:
                 self._seconds[key] = check_header(source, segment, self._limits)
             except BadSampleError as error:
@@ -170,14 +211,6 @@ class ClipFinder:
         if isinstance(found, BadSampleError):
             raise found
         return found
-
-
-def clips_to_json(clips: Iterable[Clip]) -> list[list]:
-    return [list(astuple(clip)) for clip in clips]
-
-
-def clips_from_json(rows: list[list]) -> list[Clip]:
-    return [Clip(*row) for row in rows]
 
 
 def _modification_time(path: Path) -> int:
@@ -196,6 +229,6 @@ def _read_memo(path: Path) -> dict[str, MemoEntry]:
         return {}
 
 
-def _fingerprint(numbers: list[int]) -> tuple[int, int, int, int]:
+def _fingerprint(numbers: list[int]) -> Fingerprint:
     size, modified, inode, changed = numbers
     return size, modified, inode, changed

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from ds_higgs.data.audio import decode
-from ds_higgs.data.cache import CodeCache, EncodedClip
+from ds_higgs.data.cache import SECONDS_BETWEEN_LOOKS, CodeCache
+from ds_higgs.data.clip_files import EncodedClip
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.codec.source import AudioCodec, CodecSource
+from ds_higgs.data.distinct_clips import DistinctClips
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.errors import UserError
 from ds_higgs.files import NumberLocks
@@ -26,35 +28,37 @@ from ds_higgs.files import NumberLocks
 UNIT_CLIPS = 64
 UNIT_SECONDS = 600.0
 DECODING_THREADS = 4
-SECONDS_BETWEEN_LOOKS = 0.2  # at units that other processes are at
 
 Progress = Callable[[int, int], None]  # clips done, clips that were missing at the start
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Clips of about equal length that one process encodes at a time and writes as one shard.
+    """Clips of about equal length that one process encodes at a time and writes as one file.
 
-    number: of its lock; the same for all processes that prepare the same manifest.
+    number: of its lock and its file; the same for all processes that prepare the same manifest.
+    clips: [n] numbers of distinct clips.
     """
 
     number: int
-    clips: tuple[Clip, ...]
+    clips: np.ndarray
 
 
-def plan_units(clips: Iterable[Clip]) -> list[Unit]:
+def plan_units(clips: DistinctClips) -> list[Unit]:
     """Cut the distinct clips of a manifest into units, whatever the cache already holds."""
-    distinct = {clip.key: clip for clip in clips}
-    units: list[Unit] = []
-    members: list[Clip] = []
-    seconds = 0.0
-    for clip in sorted(distinct.values(), key=lambda clip: (clip.seconds, clip.key)):
-        if members and (len(members) == UNIT_CLIPS or seconds + clip.seconds > UNIT_SECONDS):
-            units.append(_unit(members))
-            members, seconds = [], 0.0
-        members.append(clip)
-        seconds += clip.seconds
-    return units + ([_unit(members)] if members else [])
+    order = np.lexsort([*reversed(clips.keys.view(">u8").T), clips.seconds])
+    cuts, start, seconds = [], 0, 0.0
+    for place, length in enumerate(clips.seconds[order].tolist()):
+        if place > start and (place - start == UNIT_CLIPS or seconds + length > UNIT_SECONDS):
+            cuts.append(place)
+            start, seconds = place, 0.0
+        seconds += length
+    members = np.split(order, cuts) if len(order) else []
+    return [Unit(_number_of(clips.keys[one]), one) for one in members]
+
+
+def _number_of(keys: np.ndarray) -> int:
+    return int(hashlib.sha256(keys.tobytes().hex().encode()).hexdigest()[:15], 16)
 
 
 class Encoder:
@@ -64,6 +68,7 @@ class Encoder:
     num_encoded: clips that this process has encoded.
 
     Args:
+        clips: of the manifest, which units name by number.
         load_codec: called when the first clip is to be encoded; None decodes and checks the audio, encodes nothing.
         rate: sampling rate that clips are decoded to.
         progress: called with each clip that is done.
@@ -74,6 +79,7 @@ class Encoder:
         self,
         cache: CodeCache,
         manifest: Path,
+        clips: DistinctClips,
         load_codec: Callable[[], AudioCodec] | None,
         *,
         rate: int,
@@ -84,14 +90,14 @@ class Encoder:
         self.num_encoded = 0
         self._cache = cache
         self._manifest = manifest
+        self._clips = clips
         self._load_codec = load_codec
         self._rate = rate
         self._progress = progress
         self._stop = stop
         self._codec: AudioCodec | None = None
-        self._num_checked = 0
         self._num_missing = 0
-        self._num_cached = 0
+        self._num_done = 0
 
     def encode_all(self, units: Sequence[Unit], *, first: int = 0) -> None:
         """Leave no unit with a missing clip, apart from `failures`; or stop, with what is encoded in the cache.
@@ -99,42 +105,41 @@ class Encoder:
         Units that another process is at are left to it at first, and looked at again at the end: it may have been
         killed. Processes begin at different units (`first`), to meet less often.
         """
-        self._num_missing = sum(len(self._missing(unit)) for unit in units)
-        self._num_cached = len(self._cache)
-        if not self._num_missing:
+        absent = self._cache.find(self._clips.keys) < 0
+        pending = [unit for unit in [*units[first:], *units[:first]] if absent[unit.clips].any()]
+        self._num_missing, self._num_done = int(absent.sum()), 0
+        if not pending:
             return
         self._tell()
         locks = NumberLocks(self._cache.folder / "units.lock")
-        pending = [*units[first:], *units[:first]]
         while pending and not self._stop():
-            left = [unit for unit in pending if self._stop() or not self._encode_unit(unit, locks)]
+            left = [unit for unit in pending if self._stop() or not self._encode_unit(unit, locks, absent)]
             if len(left) == len(pending):  # other processes are at all of them
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             pending = left
 
-    def _encode_unit(self, unit: Unit, locks: NumberLocks) -> bool:
-        """False where another process holds the unit."""
-        if not self._missing(unit):
-            return True
+    def _encode_unit(self, unit: Unit, locks: NumberLocks, absent: np.ndarray) -> bool:
+        """False where another process holds the unit.
+
+        Args:
+            absent: [clips] bool, those that the cache lacked at first.
+        """
         with locks.hold(unit.number) as held:
             if held:
-                self._cache.scan()
-                self._encode_clips(self._missing(unit))
+                missing = self._cache.missing(unit.number, self._clips.keys[unit.clips])
+                self._encode_clips(unit.number, [self._clips[int(number)] for number in unit.clips[missing]])
+                self._num_done += int(absent[unit.clips].sum())
                 self._tell()
         return held
 
-    def _missing(self, unit: Unit) -> list[Clip]:
-        return [clip for clip in unit.clips if clip.key not in self._cache and clip.key not in self.failures]
-
-    def _encode_clips(self, clips: Sequence[Clip]) -> None:
+    def _encode_clips(self, unit: int, clips: Sequence[Clip]) -> None:
         usable = self._decode_all(clips)
-        if self._load_codec is None:
-            self._num_checked += len(usable)
-        elif usable:
-            self._codec = self._codec or self._load_codec()
-            shard = self._encode_until_stopped(self._codec, usable)
-            self._cache.add_shard(shard)
-            self.num_encoded += len(shard)
+        if self._load_codec is None or not usable:
+            return
+        self._codec = self._codec or self._load_codec()
+        encoded = self._encode_until_stopped(self._codec, usable)
+        self._cache.add(encoded, unit=unit)
+        self.num_encoded += len(encoded)
 
     def _decode_all(self, clips: Sequence[Clip]) -> list[tuple[Clip, np.ndarray]]:
         """The clips that can be used, with their audio; the others are `failures`."""
@@ -144,7 +149,6 @@ class Encoder:
         for clip, waveform in zip(clips, decoded, strict=True):
             if isinstance(waveform, BadSampleError):
                 self.failures[clip.key] = waveform
-                self._num_checked += 1
             else:
                 usable.append((clip, waveform))
         return usable
@@ -152,21 +156,20 @@ class Encoder:
     def _encode_until_stopped(
         self, codec: AudioCodec, usable: Sequence[tuple[Clip, np.ndarray]]
     ) -> dict[str, EncodedClip]:
-        shard = {}
+        encoded = {}
         for index, codes in codec.encode_each([waveform for _, waveform in usable]):
             clip, waveform = usable[index]
             _check_whole(codes, waveform, codec.hop_length)
-            shard[clip.key] = EncodedClip(codes, clip.seconds)
+            encoded[clip.key] = EncodedClip(codes, clip.seconds, clip.content)
             if self._stop():
                 break
-            self._tell(at_hand=len(shard))
-        return shard
+            self._tell(at_hand=len(encoded))
+        return encoded
 
     def _tell(self, at_hand: int = 0) -> None:
         """How many clips are done, with those that are encoded and not yet in the cache."""
         if self._progress is not None:
-            done = len(self._cache) - self._num_cached + self._num_checked + at_hand
-            self._progress(min(done, self._num_missing), self._num_missing)
+            self._progress(min(self._num_done + at_hand, self._num_missing), self._num_missing)
 
     def _decode(self, clip: Clip) -> np.ndarray | BadSampleError:
         try:
@@ -175,21 +178,25 @@ class Encoder:
             return error
 
 
-def _unit(members: Sequence[Clip]) -> Unit:
-    digest = hashlib.sha256("".join(clip.key for clip in members).encode()).hexdigest()
-    return Unit(int(digest[:15], 16), tuple(members))
-
-
 def start_helpers(
-    count: int, manifest: Path, cache_dir: Path, codec: CodecSource, units: Sequence[Unit], devices: Sequence[str]
+    count: int,
+    manifest: Path,
+    cache_dir: Path,
+    codec: CodecSource,
+    find_clips: Callable[[], DistinctClips],
+    devices: Sequence[str],
 ) -> list[BaseProcess]:
-    """Start processes that encode units beside the caller; they end with the work, or with the caller."""
+    """Start processes that encode clips beside the caller; they end with the work, or with the caller.
+
+    Args:
+        find_clips: gives the manifest's clips in another process.
+    """
     context = multiprocessing.get_context("spawn")
     helpers: list[BaseProcess] = []
     for number in range(count):
-        first = (number + 1) * len(units) // (count + 1)
+        share = (number + 1) / (count + 1)
         device = devices[(number + 1) % len(devices)]
-        arguments = (manifest, cache_dir, codec, units, device, first, os.getpid())
+        arguments = (manifest, cache_dir, codec, find_clips, device, share, os.getpid())
         helper = context.Process(target=_help, args=arguments, daemon=True)
         with _started_without_interrupts():
             helper.start()
@@ -208,18 +215,27 @@ def _started_without_interrupts() -> Iterator[None]:
 
 
 def _help(
-    manifest: Path, cache_dir: Path, codec: CodecSource, units: Sequence[Unit], device: str, first: int, parent: int
+    manifest: Path,
+    cache_dir: Path,
+    codec: CodecSource,
+    find_clips: Callable[[], DistinctClips],
+    device: str,
+    share: float,
+    parent: int,
 ) -> None:
     cache = CodeCache(cache_dir, codec.identity)
     cache.scan()
+    clips = find_clips()
+    units = plan_units(clips)
     encoder = Encoder(
         cache,
         manifest,
+        clips,
         lambda: codec.load(device),
         rate=codec.sampling_rate,
         stop=lambda: os.getppid() != parent,
     )
-    encoder.encode_all(units, first=first)
+    encoder.encode_all(units, first=int(share * len(units)))
 
 
 def _check_whole(codes: torch.Tensor, waveform: np.ndarray, hop_length: int) -> None:

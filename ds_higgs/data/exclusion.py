@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from ds_higgs.data.manifest import Entry, sample_id
+from ds_higgs.data.manifest import RawEntry, sample_id
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_text_lines
 
@@ -42,7 +42,7 @@ class Exclusion:
         self.met: set[str] = set()
         self._manifest = manifest
 
-    def keep(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def keep(self, entries: Iterable[RawEntry]) -> Iterator[RawEntry]:
         """The entries that are not left out."""
         for entry in entries:
             name = sample_id(self._manifest, entry.number)

@@ -1,6 +1,7 @@
 """Read a manifest (a JSON array or JSON lines) entry by entry, with each entry's place in the file."""
 
 import codecs
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -31,15 +32,47 @@ class Entry:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class RawEntry:
+    """One element of a manifest before it is parsed.
+
+    text: its JSON, without white space around it.
+    data: the parsed JSON, where finding the element's end took that.
+    """
+
+    number: int
+    start: int
+    end: int
+    text: bytes
+    data: Any = None
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that name the text."""
+        return hashlib.blake2b(self.text, digest_size=16).digest()
+
+    def parse(self) -> Entry:
+        """A broken line is an entry with `error` set."""
+        if self.data is not None:
+            return Entry(self.number, self.start, self.end, self.data)
+        return _parse_line(self.number, self.start, self.end, self.text)
+
+
 def sample_id(manifest: Path, number: int) -> str:
     """Name a sample as messages do: "train.json:3"."""
     return f"{manifest.name}:{number}"
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a manifest; of JSON lines, only one is ever held.
+    """Yield the entries of a manifest; see `scan_manifest`.
 
     A broken line of JSON lines is an entry with `error` set; what follows it is still read.
+    """
+    return (entry.parse() for entry in scan_manifest(path))
+
+
+def scan_manifest(path: Path) -> Iterator[RawEntry]:
+    """Yield the entries of a manifest, those of JSON lines unparsed; of them, only one is ever held.
 
     Raises:
         UserError: the file cannot be read, is empty, or is an array that stops being JSON (with line and column).
@@ -82,19 +115,19 @@ def _skip_byte_order_mark(file: BinaryIO) -> int:
     return 0
 
 
-def _read_lines(path: Path) -> Iterator[Entry]:
+def _read_lines(path: Path) -> Iterator[RawEntry]:
     with open(path, "rb") as file:
         start = _skip_byte_order_mark(file)
         for number, line in enumerate(file, start=1):
             end = start + len(line)
             if line.strip():
-                yield _parse_line(number, start, end, line)
+                yield RawEntry(number, start, end, line.rstrip(b"\r\n"))
             start = end
 
 
 def _parse_line(number: int, start: int, end: int, line: bytes) -> Entry:
     try:
-        return Entry(number, start, end, parse_json(line.rstrip(b"\r\n").decode("utf-8")))
+        return Entry(number, start, end, parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
         problem = f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}"
     except json.JSONDecodeError as error:
@@ -104,15 +137,15 @@ def _parse_line(number: int, start: int, end: int, line: bytes) -> Entry:
     return Entry(number, start, end, None, problem)
 
 
-def _read_array(path: Path) -> Iterator[Entry]:
+def _read_array(path: Path) -> Iterator[RawEntry]:
     text = _ArrayText(path)
     text.expect("[")
     number = 0
     while number > 0 or text.peek() != "]":
         text.peek()
         start = text.byte_position()
-        data = text.parse_value()
-        yield Entry(number, start, text.byte_position(), data)
+        value, data = text.parse_value()
+        yield RawEntry(number, start, text.byte_position(), value.encode("utf-8"), data)
         number += 1
         if text.peek() == "]":
             break
@@ -157,15 +190,17 @@ class _ArrayText:
             self.fail(f"expected {character!r}, found {repr(found) if found else 'the end of the file'}")
         self._position += 1
 
-    def parse_value(self) -> Any:
+    def parse_value(self) -> tuple[str, Any]:
+        """The next value's text, and what it says."""
+        first = self._position
         try:
-            value, self._position = self._json.raw_decode(self._text, self._position)
+            value, self._position = self._json.raw_decode(self._text, first)
         except json.JSONDecodeError as error:
             self._position = error.pos
             self.fail(error.msg)
         except (RecursionError, ValueError) as error:
             self.fail(str(error))
-        return value
+        return self._text[first : self._position], value
 
     def fail(self, reason: str) -> NoReturn:
         line = self._text.count("\n", 0, self._position) + 1

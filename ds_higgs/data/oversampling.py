@@ -13,7 +13,7 @@ def oversample_short(dataset: HiggsDataset, *, frames: int, times: int) -> Sampl
     """The data set, each sample with audio to learn of fewer than `frames` code frames `times` in an epoch."""
     if times == 1:
         return dataset
-    learned = np.asarray([dataset.count_targets(index)[1] for index in range(len(dataset))])
+    learned = dataset.count_target_frames()
     short = np.flatnonzero((learned > 0) & (learned < frames))
     return Repeated(dataset, np.concatenate([np.arange(len(dataset)), np.tile(short, times - 1)]))
 

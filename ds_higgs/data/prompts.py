@@ -66,7 +66,7 @@ def collate_prompt(prompt: Prompt, collator: BatchCollator) -> ModelInputs:
 
 def choose_prompts(dataset: HiggsDataset, collator: BatchCollator, *, count: int | None) -> list[FixedPrompt]:
     """Up to `count` samples (None: all) that have audio to learn, spread evenly over the data set; always the same."""
-    with_audio = [index for index in range(len(dataset)) if dataset.count_targets(index)[1] > 0]
+    with_audio = np.flatnonzero(dataset.count_target_frames() > 0).tolist()
     count = len(with_audio) if count is None else min(count, len(with_audio))
     places = np.unique(np.linspace(0, len(with_audio) - 1, count).round().astype(int))
     return [_fix_prompt(dataset, collator, with_audio[place], number) for number, place in enumerate(places)]

@@ -1,10 +1,12 @@
 """The plan of an epoch: which samples form which micro-batch, from seed, epoch and lengths alone, never from ranks."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 LENGTH_MULTIPLE = 8  # HiggsAudioModel pads the expanded sequence to a multiple of this
+_PIECE = 1 << 16
 WINDOW_BATCHES = 50  # samples are grouped by length inside a window of about this many micro-batches
 
 
@@ -110,7 +112,9 @@ def _cut(padded: np.ndarray, batch_size: int | None, max_tokens: int | None) -> 
         return np.minimum(ends, len(padded))
     budget_ends: list[int] = []
     start, longest = 0, 0
-    for index, length in enumerate(padded.tolist()):
+    # Piece by piece: a list of all lengths would take ten times the memory of the array.
+    pieces = (padded[piece : piece + _PIECE].tolist() for piece in range(0, len(padded), _PIECE))
+    for index, length in enumerate(chain.from_iterable(pieces)):
         longest = max(longest, length)
         if longest * (index + 1 - start) > max_tokens and index > start:
             budget_ends.append(index)

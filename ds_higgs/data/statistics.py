@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ds_higgs.data.analysis import Parts
 from ds_higgs.data.rules import SampleRules
+from ds_higgs.data.sample_table import SampleTable
 
 PERCENTILES = (5, 50, 95, 100)
 
@@ -35,28 +35,31 @@ class ManifestStatistics:
     target_share: float
 
 
-def compute_statistics(parts: Parts, keep: np.ndarray, rules: SampleRules) -> ManifestStatistics:
-    """Statistics of the samples at the indices `keep`."""
+def compute_statistics(samples: SampleTable, keep: np.ndarray, rules: SampleRules) -> ManifestStatistics:
+    """Statistics of the samples in the rows `keep`."""
     layout, codec = rules.layout, rules.codec
-    ends = np.cumsum(parts.arrays["token_counts"])
     positions, supervised = [], 0
     targets: list[float] = []
     references: list[float] = []
-    for index in keep:
-        span = slice(ends[index] - parts.arrays["token_counts"][index], ends[index])
-        tokens, learned = parts.arrays["tokens"][span], parts.arrays["supervised"][span]
-        seconds = np.asarray([clip.seconds for clip in parts.clips[index]])
+    distinct: dict[bytes, float] = {}
+    all_seconds, keys = samples.seconds(), samples.keys()
+    num_text_only = 0
+    for row in keep.tolist():
+        tokens, learned = samples.tokens(row)
+        uses = slice(samples.first_use(row), samples.first_use(row + 1))
+        seconds = all_seconds[uses]
+        num_text_only += not len(seconds)
+        distinct.update(zip((key.tobytes() for key in keys[uses]), seconds.tolist(), strict=True))
         per_token = layout.count_positions(tokens, codec.count_frames(seconds), seconds)
         positions.append(int(per_token.sum()))
         supervised += int(per_token[learned].sum())
         is_target = layout.audio_targets(tokens, learned)
         targets += seconds[is_target].tolist()
         references += seconds[~is_target].tolist()
-    distinct = {clip.key: clip.seconds for index in keep for clip in parts.clips[index]}
-    speakers = Counter(speaker for index in keep if (speaker := parts.speakers[index]) is not None)
+    speakers = Counter(speaker for row in keep.tolist() if (speaker := samples.speaker(row)) is not None)
     return ManifestStatistics(
         num_samples=len(keep),
-        num_text_only=sum(not parts.clips[index] for index in keep),
+        num_text_only=num_text_only,
         num_clips=len(distinct),
         audio_hours=sum(distinct.values()) / 3600,
         target_hours=sum(targets) / 3600,

@@ -1,6 +1,7 @@
 """What a training can tell of its data's ends as it starts: a look at some recordings, one collated sample."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -36,15 +37,13 @@ def warn_of_cut_recordings(preparation: Preparation, layout: AudioLayout) -> Non
 
 def _some_targets(preparation: Preparation, layout: AudioLayout) -> list[tuple[int, Clip]]:
     """Clips to learn, each with its sample's number."""
-    parts = preparation.parts
-    bad = {problem.number for problem in preparation.problems}
-    good = [index for index, number in enumerate(parts.arrays["numbers"].tolist()) if number not in bad]
+    samples, good = preparation.samples, preparation.good_samples()
     chosen = np.unique(np.linspace(0, len(good) - 1, min(LOOKED_AT, len(good))).round().astype(int))
     return [
-        (int(parts.arrays["numbers"][good[place]]), clip)
-        for place in chosen
-        for clip, learned in zip(parts.clips[good[place]], parts.audio_targets(good[place], layout), strict=True)
-        if learned
+        (samples.value("number", row), clip)
+        for row in good[chosen].tolist()
+        for clip, learned in zip(samples.clips(row), samples.audio_targets(row, layout), strict=True)
+        if learned and (not clip.path or Path(clip.path).exists())  # codes may have come without their audio
     ]
 
 

@@ -43,21 +43,20 @@ class ReviewedSample:
 
 def read_samples(preparation: Preparation, layout: AudioLayout) -> list[ReviewedSample]:
     """The samples without a problem, in manifest order."""
-    parts = preparation.parts
-    bad = {problem.number for problem in preparation.problems}
-    index_of = {int(number): index for index, number in enumerate(parts.arrays["numbers"]) if int(number) not in bad}
+    table, good = preparation.samples, preparation.good_samples()
+    row_of = dict(zip(table.column("number")[good].tolist(), good.tolist(), strict=True))
     samples = []
     for entry in read_manifest(preparation.manifest):
-        index = index_of.get(entry.number)
-        if index is None:
+        row = row_of.get(entry.number)
+        if row is None:
             continue
-        learned = parts.audio_targets(index, layout).tolist()
-        clips = list(zip(parts.clips[index], learned, strict=True))
+        learned = table.audio_targets(row, layout).tolist()
+        clips = list(zip(table.clips(row), learned, strict=True))
         samples.append(
             ReviewedSample(
                 manifest=preparation.manifest,
                 number=entry.number,
-                speaker=parts.speakers[index],
+                speaker=table.speaker(row),
                 text=_without_request(spoken_text(entry.data)),
                 request=next(_texts_of(entry.data, "user"), None),
                 answer=next(_texts_of(entry.data, "assistant"), None),

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ds_higgs.data.build import Preparation, build_dataset
-from ds_higgs.data.cache import CodeCache, EncodedClip, clip_key
+from ds_higgs.data.cache import CodeCache, clip_key
+from ds_higgs.data.clip_files import EncodedClip
 from ds_higgs.data.clips import MAX_MEMO_FILES, HashMemo
+from ds_higgs.data.key_index import KeyIndex
 from ds_higgs.errors import UserError
 from ds_higgs.files import hash_file
 from tests.support.patience import HANG_S
@@ -42,21 +45,41 @@ def cache(tmp_path):
     return CodeCache(tmp_path, IDENTITY)
 
 
-def test_what_is_added_is_read_by_another_process_too(cache, tmp_path):
-    clips = random_clips(3) | random_clips(2, seed=1)
-    cache.add_shard(random_clips(3))
-    cache.add_shard(random_clips(2, seed=1))
+def in_shards(clips, codec_identity, folder, name="shard-0"):
+    """A file of clips as earlier versions wrote them."""
+    tensors = {key: clip.codes.to(torch.int16).contiguous() for key, clip in clips.items()}
+    crc = {key: zlib.crc32(tensor.numpy().tobytes()) for key, tensor in tensors.items()}
+    index = json.dumps({key: [crc[key], clips[key].seconds] for key in tensors})
+    metadata = {"codec": codec_identity, "clips": index, "checksum": str(zlib.crc32(index.encode()))}
+    path = folder / f"{name}.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def assert_holds(cache, clips):
+    assert len(cache) == len(clips)
+    for key, clip in clips.items():
+        assert torch.equal(cache.read(key), clip.codes)
+        assert cache.seconds_of(key) == clip.seconds
+
+
+@pytest.mark.parametrize("tidy", [False, True])
+def test_what_is_added_is_read_by_another_process_too(cache, tmp_path, tidy):
+    cache.add(random_clips(3))
+    cache.add(random_clips(2, seed=1))
+    if tidy:
+        cache.tidy()
+        assert [path.name for path in cache.folder.rglob("*.arrow")] == [
+            path.name for path in cache.folder.glob("clips-*")
+        ]
     other = CodeCache(tmp_path, IDENTITY)
-    other.scan()
     for reader in (cache, other):
-        assert len(reader) == 5
-        for key, clip in clips.items():
-            assert torch.equal(reader.read(key), clip.codes)
-            assert reader[key].seconds == clip.seconds
+        reader.scan()
+        assert_holds(reader, random_clips(3) | random_clips(2, seed=1))
 
 
 def test_codecs_do_not_share_clips(cache, tmp_path):
-    cache.add_shard(random_clips(2))
+    cache.add(random_clips(2))
     other = CodeCache(tmp_path, "f" * 20)
     other.scan()
     assert len(other) == 0
@@ -73,49 +96,127 @@ def test_keys_tell_content_segment_and_codec_apart():
     assert len(set(variants)) == 16
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "header", "longer", "not safetensors"])
-def test_a_shard_that_is_no_whole_file_is_deleted_by_the_next_scan(cache, tmp_path, damage):
-    cache.add_shard(random_clips(3))
-    cache.add_shard(random_clips(3, seed=1))
-    path = sorted(cache.folder.glob("shard-*"))[0]
+def test_keys_that_begin_alike_are_told_apart():
+    keys = np.asarray([[1] * 8 + [other] * 8 for other in (3, 1, 2)] + [[0] * 16, [1] * 8 + [1] * 8], dtype=np.uint8)
+    index = KeyIndex(keys)
+    wanted = np.asarray([[1] * 8 + [other] * 8 for other in (1, 2, 3, 4)] + [[0] * 16, [9] * 16], dtype=np.uint8)
+    assert index.find(wanted).tolist() == [1, 2, 0, -1, 3, -1]
+    assert [index.find_one(key.tobytes()) for key in wanted] == [1, 2, 0, -1, 3, -1]
+
+
+def test_a_unit_is_added_to_and_only_what_it_lacks_is_missing(cache, tmp_path):
+    clips = random_clips(4)
+    keys = np.frombuffer(bytes.fromhex("".join(clips)), np.uint8).reshape(-1, 16)
+    first = dict(list(clips.items())[:2])
+    cache.add(first, unit=7)
+    other = CodeCache(tmp_path, IDENTITY)
+    assert other.missing(7, keys).tolist() == [False, False, True, True]
+    other.add({key: clip for key, clip in clips.items() if key not in first}, unit=7)
+    assert not CodeCache(tmp_path, IDENTITY).missing(7, keys).any()
+    cache.tidy()
+    assert not other.missing(7, keys).any(), "joined to a large file by another process"
+    other.scan()
+    assert_holds(other, clips)
+
+
+def test_small_files_are_joined_and_the_folder_is_one_of_datasets(cache, tmp_path):
+    clips = {}
+    for seed in range(12):
+        clips |= random_clips(2, seed=seed)
+        cache.add(random_clips(2, seed=seed))
+        cache.tidy()
+    names = sorted(path.name for path in cache.folder.glob("clips-*"))
+    assert len(names) < 12
+    assert [file["filename"] for file in json.loads((cache.folder / "state.json").read_text())["_data_files"]] == names
+    assert_holds(cache, clips)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "header", "longer", "not arrow"])
+def test_a_file_that_is_no_whole_file_is_deleted_by_the_next_scan(cache, tmp_path, damage, caplog):
+    cache.add(random_clips(3), unit=1)
+    cache.add(random_clips(3, seed=1), unit=2)
+    path = sorted(cache.folder.glob("units/*"))[0]
     content = path.read_bytes()
     path.write_bytes(
         {
             "cut": content[:-10],
             "empty": b"",
-            "header": content[:20] + b"\xff" * 30 + content[50:],
+            "header": b"\xff" * 50 + content[50:],
             "longer": content + b"x",
-            "not safetensors": (2**40).to_bytes(8, "little") + b"x" * 100,
+            "not arrow": b"x" * 100,
         }[damage]
     )
     fresh = CodeCache(tmp_path, IDENTITY)
     fresh.scan()
     assert len(fresh) == 3
     assert not path.exists()
+    assert f"{path}: damaged" in caplog.text
 
 
-def test_altered_codes_are_found_by_their_checksum(cache):
-    cache.add_shard(random_clips(3))
-    cache.add_shard(random_clips(3, seed=1))
-    path = sorted(cache.folder.glob("shard-*"))[0]
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+def alter_codes(folder, clip):
+    """Flip a bit in the codes of a clip, in whichever file of the cache they are."""
+    codes = clip.codes.to(torch.int16).numpy().tobytes()
+    for path in folder.rglob("*.arrow"):
+        content = bytearray(path.read_bytes())
+        place = content.find(codes)
+        if place >= 0:
+            content[place + 4] ^= 1
+            path.write_bytes(content)
+            return path
+    raise AssertionError("no such codes")
 
-    assert cache.remove_corrupt() == []
+
+def test_reading_altered_codes_is_an_error_and_tidying_keeps_the_other_clips(cache, tmp_path, caplog):
+    clips = random_clips(3)
+    cache.add(clips)
+    cache.tidy()
+    key = list(clips)[1]
+    path = alter_codes(cache.folder, clips[key])
+    damaged = CodeCache(tmp_path, IDENTITY)
+    damaged.scan()
+    with pytest.raises(UserError, match=f"{path.name}: the code cache is damaged"):
+        damaged.read(key)
+    damaged.tidy()
+    assert "damaged (1 clips fail their checksum)" in caplog.text
+    assert_holds(damaged, {other: clip for other, clip in clips.items() if other != key})
+
+
+def test_codes_of_an_earlier_version_are_carried_over(cache, tmp_path, caplog):
+    whole, altered, cut = random_clips(3), random_clips(2, seed=1), random_clips(2, seed=2)
+    paths = [
+        in_shards(clips, IDENTITY, cache.folder, f"shard-{number}")
+        for number, clips in enumerate((whole, altered, cut))
+    ]
+    content = bytearray(paths[1].read_bytes())
+    content[-5] ^= 1  # of the last clip
+    paths[1].write_bytes(content)
+    paths[2].write_bytes(paths[2].read_bytes()[:-3])
+    cache.tidy()
+    assert not list(cache.folder.glob("shard-*"))
+    assert_holds(cache, whole | dict(list(altered.items())[:1]))
+    assert caplog.text.count("damaged") == 2
+
+
+def test_a_shard_of_before_the_headers_checksum_is_carried_over(cache):
+    clips = random_clips(2)
+    path = in_shards(clips, IDENTITY, cache.folder)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in clips}
+    del metadata["checksum"]
+    save_file(tensors, path, metadata=metadata)
+    cache.tidy()
+    assert_holds(cache, clips)
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 5000, b"[]", b'{"__metadata__": 3}', b'{"a": 0, "__metadata__": {"clips": "{}"}}']
+)
+def test_a_shard_whose_header_is_no_header_goes_with_a_warning(cache, caplog, header):
+    path = cache.folder / "shard-x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    cache.tidy()
     assert not path.exists()
-    assert len(cache) == 3
-
-
-def test_reading_altered_codes_is_an_error(cache):
-    clips = random_clips(1)
-    cache.add_shard(clips)
-    (path,) = cache.folder.glob("shard-*")
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="the code cache is damaged"):
-        cache.read(next(iter(clips)))
+    assert "shard-x.safetensors: damaged" in caplog.text
 
 
 def prepare(manifest, rules, cache_dir):
@@ -153,20 +254,20 @@ def test_each_clip_is_encoded_once_however_often_it_is_used(tmp_path, make_rules
     assert count_encoded() == 5
 
 
-def test_a_damaged_shard_is_encoded_again(tmp_path, make_rules, count_encoded):
+def test_a_damaged_clip_is_found_when_it_is_read_and_it_alone_is_encoded_again(tmp_path, make_rules, count_encoded):
     manifest = write_mixed_manifest(tmp_path / "data", num_cloning=3)
     dataset = prepare(manifest, make_rules(), tmp_path / "cache").dataset()
     expected = [dataset[index].audio_ids_concat for index in range(len(dataset))]
-    (shard,) = (tmp_path / "cache").glob("codes/*/shard-*")
-    content = bytearray(shard.read_bytes())
-    content[-100] ^= 255
-    shard.write_bytes(content)
+    alter_codes(tmp_path / "cache" / "codes", EncodedClip(dataset[1].get_audio_codes(1), 0.0))
 
-    dataset = prepare(manifest, make_rules(), tmp_path / "cache").dataset()
+    damaged = prepare(manifest, make_rules(), tmp_path / "cache").dataset()
+    with pytest.raises(UserError, match=r"clips-.*arrow: the code cache is damaged; start again"):
+        damaged[1]
+    mended = prepare(manifest, make_rules(), tmp_path / "cache").dataset()
 
-    assert count_encoded() == 10
+    assert count_encoded() == 5 + 1
     for index, codes in enumerate(expected):
-        assert torch.equal(dataset[index].audio_ids_concat, codes)
+        assert torch.equal(mended[index].audio_ids_concat, codes)
 
 
 def test_a_changed_audio_file_is_noticed(tmp_path, make_rules, count_encoded):
@@ -202,60 +303,31 @@ def test_the_hash_memo_reads_a_file_once_and_merges_its_own_files(tmp_path, monk
     assert len(hashed) == MAX_MEMO_FILES + 3
 
 
-def test_a_header_damaged_anywhere_is_found_or_harmless(tmp_path):
+def test_a_file_damaged_anywhere_is_found_or_harmless(tmp_path):
     """Never a traceback, and never a clip with other codes or another length than was written."""
-    written = random_clips(4) | random_clips(3, seed=1)
+    written = random_clips(4)
     folder = CodeCache(tmp_path, IDENTITY).folder
     chance = random.Random(0)
     found_damage = 0
     for _ in range(80):
         cache = CodeCache(tmp_path, IDENTITY)
-        cache.add_shard(random_clips(4))
-        cache.add_shard(random_clips(3, seed=1))
-        path = chance.choice(sorted(folder.glob("shard-*")))
+        cache.add(written, unit=1)
+        [path] = folder.glob("units/*")
         content = bytearray(path.read_bytes())
-        header = range(8 + int.from_bytes(content[:8], "little"))
-        if chance.random() < 0.5:  # a digit for a digit: JSON still, but not what was written
-            place = chance.choice([place for place in header if chr(content[place]).isdigit()])
-            content[place] = ord("0") + (content[place] - ord("0") + chance.randrange(1, 10)) % 10
-        else:
-            place = chance.choice(header)
-            content[place : place + chance.randrange(2)] = bytes(chance.choices(b'{}[]",:x\xff', k=1))
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         path.write_bytes(content)
 
         fresh = CodeCache(tmp_path, IDENTITY)
         fresh.scan()
-        fresh.remove_corrupt()
-
-        found_damage += not path.exists()
-        for key in set(written) & {key for key in written if key in fresh}:
-            assert torch.equal(fresh.read(key), written[key].codes)
-            assert fresh[key].seconds == written[key].seconds
-    assert found_damage > 60
-
-
-@pytest.mark.parametrize(
-    "header", [b"[" * 5000, b"[]", b'{"__metadata__": 3}', b'{"a": 0, "__metadata__": {"clips": "{}"}}']
-)
-def test_a_header_that_is_no_header_is_deleted_with_a_warning(cache, tmp_path, caplog, header):
-    path = cache.folder / "shard-x.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    cache.scan()
-    assert not path.exists()
-    assert "shard-x.safetensors: damaged" in caplog.text
-
-
-def test_a_shard_of_before_the_headers_checksum_is_read(cache, tmp_path):
-    clips = random_clips(2)
-    cache.add_shard(clips)
-    (path,) = cache.folder.glob("shard-*")
-    with safe_open(path, "pt") as file:
-        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in clips}
-    del metadata["checksum"]
-    save_file(tensors, path, metadata=metadata)
-    other = CodeCache(tmp_path, IDENTITY)
-    other.scan()
-    assert all(torch.equal(other.read(key), clip.codes) for key, clip in clips.items())
+        fresh.tidy()
+        found_damage += len(fresh) < len(written)
+        for key in written:
+            if key in fresh:
+                assert torch.equal(fresh.read(key), written[key].codes)
+                assert fresh.seconds_of(key) == written[key].seconds
+        for left in folder.rglob("*.arrow"):
+            left.unlink()
+    assert found_damage > 40
 
 
 def test_a_cache_that_is_no_folder_is_refused(tmp_path):
@@ -322,9 +394,9 @@ def test_a_cache_of_another_user_that_lacks_clips_is_refused(shared_folder, make
         shared_folder / "c",
         make_rules(),
     )
-    prepare(manifest, rules, cache_dir)
-    (shard,) = cache_dir.glob("codes/*/shard-*")
-    shard.write_bytes(shard.read_bytes()[:-3])
+    prepare(manifest, rules, cache_dir).dataset()
+    (file,) = cache_dir.glob("codes/*/clips-*")
+    file.write_bytes(file.read_bytes()[:-3])
     write_protect(cache_dir)
     error = as_another_user(lambda: build_dataset(manifest, rules=rules, cache_dir=cache_dir))
     assert isinstance(error, UserError)

@@ -8,28 +8,34 @@ import pytest
 
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.cache import CodeCache, codes_folder
+from ds_higgs.data.distinct_clips import DistinctClips
 from ds_higgs.data.encoding import Encoder, plan_units
 from ds_higgs.files import NumberLocks
 from tests.support.patience import HANG_S
 
 
 @pytest.fixture
-def make_encoder(mixed_manifest, codec_source, tmp_path):
+def clips(mixed_manifest, make_rules, tmp_path):
+    preparation = Preparation(mixed_manifest, rules=make_rules(), cache_dir=tmp_path)
+    preparation.analyse()
+    return DistinctClips(preparation.samples)
+
+
+@pytest.fixture
+def make_encoder(mixed_manifest, clips, codec_source, tmp_path):
     """Encoders into one cache; keyword arguments as of Encoder."""
 
     def make(**options):
         cache = CodeCache(tmp_path, codec_source.identity)
         cache.scan()
-        return Encoder(cache, mixed_manifest, codec_source.load, rate=codec_source.sampling_rate, **options)
+        return Encoder(cache, mixed_manifest, clips, codec_source.load, rate=codec_source.sampling_rate, **options)
 
     return make
 
 
 @pytest.fixture
-def units(mixed_manifest, make_rules, tmp_path):
-    preparation = Preparation(mixed_manifest, rules=make_rules(), cache_dir=tmp_path)
-    preparation.analyse()
-    return plan_units(clip for clips in preparation.parts.clips for clip in clips)
+def units(clips):
+    return plan_units(clips)
 
 
 def test_a_stop_is_heard_between_the_clips_of_a_unit_and_loses_none(make_encoder, units):

@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from ds_higgs.config import DataConfig
-from ds_higgs.data.build import Preparation, RankChannel
+from ds_higgs.data.build import Preparation
 from ds_higgs.data.exclusion import read_exclude_list
+from ds_higgs.data.ranks import RankChannel
 from ds_higgs.errors import UserError
 from ds_higgs.setup import build_sample_rules
 
@@ -22,7 +23,7 @@ def test_named_samples_are_left_out(example_dir, tiny_base, tmp_path):
         preparation.analyse()
         assert preparation.num_samples == kept
         assert preparation.num_excluded == len(gone)
-        assert gone.isdisjoint(preparation.parts.arrays["numbers"].tolist())
+        assert gone.isdisjoint(preparation.samples.column("number").tolist())
 
 
 @pytest.mark.parametrize("name", ["train.json:24", "train.json:900"])

@@ -9,7 +9,8 @@ import os
 import pytest
 import torch
 
-from ds_higgs.data.build import Preparation, RankChannel, build_dataset
+from ds_higgs.data.build import Preparation, build_dataset
+from ds_higgs.data.ranks import RankChannel
 from tests.support.patience import HANG_S
 
 ROUNDS = int(os.environ.get("DS_HIGGS_PREPARATION_ROUNDS", "100"))
