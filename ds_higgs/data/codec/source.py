@@ -62,6 +62,10 @@ class Geometry:
     codebook_size: int
 
 
+def _no_files(folder: Path) -> Sequence[Path]:  # no lambda, which could not be sent to another process
+    return ()
+
+
 @dataclass(frozen=True)
 class CodecKind:
     """One kind of codec: how its folder is known, read and loaded. `opening.KINDS` lists them all.
@@ -80,7 +84,7 @@ class CodecKind:
     read_geometry: Callable[[Mapping[str, Any]], Geometry]
     load: Callable[["CodecSource", torch.device | str], AudioCodec]
     expected: str
-    other_files: Callable[[Path], Sequence[Path]] = lambda _: ()
+    other_files: Callable[[Path], Sequence[Path]] = _no_files
 
     def describe(self, folder: Path, config: Mapping[str, Any]) -> "CodecSource":
         """A folder of this kind, its weights fingerprinted.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import shutil
 import sys
 import types
@@ -262,3 +263,7 @@ def test_a_config_that_makes_no_codec_is_refused(codec_copy, key, value, message
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(UserError, match=message):
         load_codec(codec_copy)
+
+
+def test_a_codecs_source_can_be_sent_to_another_process(codec_source):
+    assert pickle.loads(pickle.dumps(codec_source)) == codec_source

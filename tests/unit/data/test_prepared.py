@@ -201,8 +201,10 @@ def test_a_damaged_sample_is_found_when_it_is_read_and_it_alone_is_made_again(ma
     assert analysed == [3]
 
 
-@pytest.mark.parametrize("name", ["prepared.json", "places.arrow", "files.arrow", "samples/data-00000.arrow"])
-@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("prepared.json", "cut"), ("places.arrow", "gone"), ("files.arrow", "cut"), ("samples/data-00000.arrow", "cut")],
+)
 def test_a_set_that_is_not_whole_is_made_again(manifest, make_rules, name, damage):
     before = contents(build(manifest, make_rules()))
     path = the_set(manifest) / name
