@@ -46,6 +46,7 @@ def test_the_folder_speaks_as_the_adapter_does(tiny_base: Path, example_dir: Pat
     assert soundfile.info(tmp_path / "spoken.wav").samplerate == 24_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [True, False])
 def test_the_cards_code_speaks_to_a_wav_file(merge: bool, tiny_base: Path, tmp_path: Path):
     """As it is printed, with the native codec's own classes (random weights) where the card's model names a codec.
