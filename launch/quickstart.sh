@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained adapter: install, make a tiny base checkpoint, train it on the example voices with two
-# CPU ranks (or every GPU there is), validate, export. A few minutes the first time, seconds when run again. Arguments go to
-# `ds-higgs train`; VENV is the environment that is made and used (.venv).
+# From a fresh clone to a heard voice: install, take the small base that speaks (examples/small_base), tune it to a voice that
+# it has never heard with two CPU ranks (or every GPU there is), validate, export. A few minutes the first time, seconds when
+# run again. Arguments go to `ds-higgs train`; VENV is the environment that is made and used (.venv).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-config=examples/voice_cloning/config.yaml
+config=examples/small_base/new_voice.yaml
 
 venv=${VENV:-$PWD/.venv}
 bash launch/install.sh "$venv"
@@ -16,29 +16,29 @@ if ((ranks == 0)); then
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-[[ -f outputs/tiny_base/config.json ]] || ds-higgs init-tiny outputs/tiny_base
 ds-higgs prepare -c "$config"
 bash launch/on_gpus.sh "$ranks" -c "$config" "$@"
-rm -rf outputs/example_adapter
-ds-higgs export outputs/example --out outputs/example_adapter
-ds-higgs report outputs/example
+rm -rf outputs/new_voice_adapter
+ds-higgs export outputs/new_voice --out outputs/new_voice_adapter
+ds-higgs report outputs/new_voice
 
 VENV=$venv python - <<'SUMMARY'
 import json
 import os
 
-lines = [json.loads(line) for line in open("outputs/example/metrics.jsonl")]
+lines = [json.loads(line) for line in open("outputs/new_voice/metrics.jsonl")]
 losses = [line["audio_loss"] for line in lines if line["event"] == "eval"]
 print(f"""
 validation audio loss: {losses[0]:.3f} before training, {losses[-1]:.3f} after
 made:
-  outputs/tiny_base         a tiny base checkpoint (random weights: it shows the way, it does not speak)
-  outputs/example           the run: config.yaml, metrics.jsonl, checkpoints/, adapters/
-  outputs/example_adapter   the adapter in PEFT format
-  outputs/example/report.html   the run on one page: open it in a browser
+  outputs/new_voice               the run: config.yaml, metrics.jsonl, checkpoints/, adapters/
+  outputs/new_voice/report.html   the run on one page: open it in a browser and listen to base (step 0) and adapter
+  outputs/new_voice_adapter       the adapter in PEFT format
 next:
   source {os.environ["VENV"]}/bin/activate
-  ds-higgs train --help                  every key, with its default
+  ds-higgs generate --adapter outputs/new_voice --reference examples/small_base/new_voice/audio/learned_00.flac \\
+      --reference-text "help Lina on Sunday" --text "Sara said eight two" -o said.wav
+  ds-higgs train --help           every key, with its default
   bash launch/train_1gpu.sh --train_manifest train.json --val_manifest val.json --output_dir out \\
       --base_ckpt bosonai/higgs-audio-v2-generation-3B-base
 """)

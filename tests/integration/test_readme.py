@@ -81,7 +81,7 @@ def test_quickstart_from_a_clean_copy_and_again(tmp_path, times):
         assert "validation audio loss" in done.stdout
         assert len(done.stdout.splitlines()) < 60, done.stdout
         assert not re.search(r"warn|\[INFO\]|traceback|deprecat", done.stdout, flags=re.IGNORECASE), done.stdout
-    for made in ("tiny_base/config.json", "example/metrics.jsonl", "example_adapter/adapter_config.json"):
+    for made in ("new_voice/metrics.jsonl", "new_voice/report.html", "new_voice_adapter/adapter_config.json"):
         assert (copy / "outputs" / made).exists()
 
 
