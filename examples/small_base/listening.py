@@ -42,9 +42,11 @@ def pitch(waveform: np.ndarray) -> float:
 
 
 def spectrum(waveform: np.ndarray) -> np.ndarray:
-    """[40]: mean log-mel spectrum of the loud frames, in dB, its own mean taken off."""
+    """[40]: mean log-mel spectrum of the loud frames, in dB, its own mean taken off; NaN without any sound."""
     mels = librosa.feature.melspectrogram(y=_padded(waveform), sr=SAMPLE_RATE, n_fft=1024, hop_length=HOP, n_mels=40)
     loud = mels[:, _is_loud(np.sqrt(mels.sum(axis=0)))]
+    if loud.shape[1] == 0:
+        return np.full(len(mels), np.nan)
     mean = librosa.power_to_db(loud + 1e-8).mean(axis=1)
     return mean - mean.mean()
 

@@ -41,8 +41,8 @@ SPEAKERS = (
     Speaker("high_3", "f3", 40, 165),
     Speaker("high_4", "f4", 72, 170),
 )
-# Neither the codec nor the base has heard it: far above the others in pitch, and another timbre.
-NEW_SPEAKER = Speaker("new", "anika", 50, 160)
+# The base has never heard it: above the others in pitch, and another timbre.
+NEW_SPEAKER = Speaker("new", "f5", 70, 165)
 # Besides SPEAKERS, for the codec: it has to render any voice.
 CODEC_VARIANTS = ("m4", "m5", "m6", "m8", "f5", "Andy", "Alicia", "linda", "steph", "klatt2")
 
