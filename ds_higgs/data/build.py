@@ -241,6 +241,11 @@ class Preparation:
     def _analyse(self, donor: Donor | None, files: pa.Table | None = None) -> None:
         """Each rank its share; files: those that the donor's samples name."""
         self._draft = Path(self._ranks.on_first(self._begin_draft))
+        if not all(self._ranks.tell(self._draft.is_dir())):
+            raise UserError(
+                f"data.cache_dir: {self._cache_dir} is not one folder for all processes; expected one that they share, "
+                "or one on each machine that `ds-higgs prepare` has filled there"
+            )
         self._cache.scan()
         memo = HashMemo(self._cache_dir)
         finder = ClipFinder(self._cache, memo, audio_root=self._audio_root, limits=self._rules.limits)
@@ -252,11 +257,7 @@ class Preparation:
         self._ranks.stop_here()
         told = self._ranks.tell([part.num_samples, sorted(exclusion.met), [astuple(one) for one in part.problems]])
         table, found = read_draft(self._draft, world_size)
-        if len(table) != sum(count for count, _, _ in told):
-            raise UserError(
-                f"data.cache_dir: {self._cache_dir} is not one folder for all processes; expected one that they share, "
-                "or one on each machine that `ds-higgs prepare` has filled there"
-            )
+        assert len(table) == sum(count for count, _, _ in told), "a rank's part is not to be seen"
         self.samples = SampleTable(table, self._audio_root)
         self._files = files_of(self.samples, pa.concat_tables([found, *([] if files is None else [files])]))
         self.problems = [Problem(*one) for _, _, problems in told for one in problems]

@@ -42,13 +42,16 @@ class Reuse:
         """The set itself, else one whose samples may be taken, else none: the same on all ranks."""
         told = self._ranks.on_first(self._look)
         self.identity, self.sets = Identity(*told["identity"]), PreparedSets(Path(told["root"]))
+        folder, own = told["found"] and Path(told["found"]), PreparedSets(self._cache_dir)
+        if folder and (folder.parent != own.root or not folder.is_dir()):  # this machine has a cache of its own
+            folder = own.find(self.identity)
         found = None
-        if told["found"] is not None:
-            try:
-                found = PreparedSet(Path(told["found"]), self._audio_root)
-            except (OSError, DamagedFileError) as error:
-                logger.warning("%s: damaged (%s): its samples are analysed again", told["found"], error)
-        return found if all(self._ranks.tell(found is not None)) else None
+        try:
+            found = PreparedSet(folder, self._audio_root) if folder else None
+        except (OSError, DamagedFileError) as error:
+            logger.warning("%s: damaged (%s): its samples are analysed again", folder, error)
+        first, *others = self._ranks.tell(found and found.marker.checksums["checksum"])
+        return found if first is not None and all(other == first for other in others) else None
 
     def find_changed_audio(self, before: PreparedSet) -> frozenset[str]:
         """Paths of the audio files that are not what they were, each rank looking at its share."""

@@ -3,6 +3,8 @@
 import base64
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import torch
 from ds_higgs.data import analysis
 from ds_higgs.data.arrow_files import read_table
 from ds_higgs.data.build import Preparation, build_dataset
+from ds_higgs.data.ranks import RankChannel
 from ds_higgs.errors import UserError
+from tests.support.patience import HANG_S
 
 from .audio_files import cloning_sample, write_tone
 
@@ -246,6 +250,38 @@ def test_a_deep_check_names_what_is_damaged_and_the_next_start_mends_it(manifest
     mended.run(on_bad_sample="error", devices=["cpu"])
     assert contents(mended.dataset()) == before
     assert (analysed, mended.num_missing) == ([3], 1)
+
+
+def build_on_two_machines(manifest, rules, caches):
+    """What each of two ranks gets that has a cache of its own."""
+    barrier = threading.Barrier(2, timeout=HANG_S)
+    told = [b"", b""]
+
+    def build_on(rank):
+        def gather(content):
+            told[rank] = content
+            barrier.wait()
+            found = list(told)
+            barrier.wait()
+            return found
+
+        ranks = RankChannel(rank, 2, gather)
+        try:
+            return contents(build_dataset(manifest, rules=rules, cache_dir=caches[rank], ranks=ranks))
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(build_on, range(2)))
+
+
+def test_machines_with_caches_of_their_own_train_on_what_each_has_prepared(manifest, make_rules, analysed, tmp_path):
+    caches = [tmp_path / "machine0", tmp_path / "machine1"]
+    before = [contents(build_dataset(manifest, rules=make_rules(), cache_dir=cache)) for cache in caches]
+    analysed.clear()
+    # As if neither saw the other's disk: the folders' names differ.
+    assert build_on_two_machines(manifest, make_rules(), caches) == before
+    assert analysed == []
 
 
 def test_codes_that_have_gone_meanwhile_are_no_others(manifest, make_rules):
