@@ -1,9 +1,11 @@
 """Preparing large manifests, and starting from what is prepared: time and private memory of two ranks.
 
-python benchmarks/prepared.py [--samples 10000 100000 1000000] [--folder /big/disk]
+python benchmarks/prepared.py [--samples 10000 100000 1000000] [--times 100] [--folder /big/disk]
 
 Every sample has two clips of its own. Their codes are put into the code cache first: encoding is not measured here. The
-audio files are stand-ins, of which each clip is a segment; looking at many real ones is measured by itself.
+audio files are stand-ins, of which each clip is a segment; looking at many real ones is measured by itself. With
+`--times` the last manifest is then prepared so many times over, which takes its samples from the set that is there: a
+large set without the hours of analysing it.
 """
 
 import argparse
@@ -102,24 +104,39 @@ def prepare_row(folder: Path, base: Path, *, samples: int) -> dict:
     """Analysis of a manifest whose codes are there, writing the set included; CPU time, for a busy machine."""
     rules = make_rules(base)
     manifest = write_manifest(folder, rules.codec.identity, samples=samples)
+    return time_preparation(folder, manifest, rules)
+
+
+def repeated_row(folder: Path, base: Path, *, samples: int, times: int) -> dict:
+    """The same for a manifest that says all of one that is prepared so many times."""
+    manifest = folder / f"{samples * times}.jsonl"
+    with open(manifest, "wb") as file:
+        for _ in range(times):
+            file.write((folder / f"{samples}.jsonl").read_bytes())
+    return {**time_preparation(folder, manifest, make_rules(base)), "taken_from": samples}
+
+
+def time_preparation(folder: Path, manifest: Path, rules: SampleRules) -> dict:
+    before = set((folder / "cache" / "prepared").glob("[!.]*"))
     wall, cpu = time.perf_counter(), time.process_time()
     preparation = Preparation(manifest, rules=rules, cache_dir=folder / "cache")
     preparation.run(on_bad_sample="error", devices=["cpu"])
-    assert len(preparation.dataset()) == samples
+    samples = len(preparation.dataset())
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert preparation.num_missing == 0
-    [prepared] = (folder / "cache" / "prepared").glob("[!.]*")  # the draft, of another name, is still there
-    sizes = {name: sum(file.stat().st_size for file in found) / samples for name, found in tables(folder, prepared)}
-    return {"samples": samples, "wall_s": wall, "cpu_s": cpu, "cpu_ms_a_sample": 1000 * cpu / samples, **sizes}
+    [prepared] = set((folder / "cache" / "prepared").glob("[!.]*")) - before  # the draft, of another name, is there too
+    sizes = {name: sum(file.stat().st_size for file in files) / samples for name, files in tables(manifest, prepared)}
+    row = {"samples": samples, "taken_from": 0, "wall_s": wall, "cpu_s": cpu, "cpu_ms_a_sample": 1000 * cpu / samples}
+    return row | sizes
 
 
-def tables(folder: Path, prepared: Path) -> list[tuple[str, list[Path]]]:
+def tables(manifest: Path, prepared: Path) -> list[tuple[str, list[Path]]]:
     """Files of each table."""
     return [
-        ("clips_bytes", list((folder / "cache").glob("codes/*/clips-*.arrow"))),
+        ("clips_bytes", list((manifest.parent / "cache").glob("codes/*/clips-*.arrow"))),
         ("samples_bytes", list((prepared / "samples").glob("*.arrow"))),
         ("places_bytes", [prepared / "places.arrow"]),
-        ("manifest_bytes", list(folder.glob("*.jsonl"))),
+        ("manifest_bytes", [manifest]),
     ]
 
 
@@ -178,6 +195,14 @@ def throughput_row(folder: Path, base: Path, *, samples: int, count: int, worker
             "cpu_s_of_rank": sum(os.times()[:4]) - cpu}  # fmt: skip
 
 
+def measure_starts(results: dict[str, list[dict]], folder: Path, base: Path, *, samples: int) -> None:
+    for limits in ({"batch_size": 8}, {"max_tokens": 8000}):
+        results["start"] += start_rows(folder, base, samples=samples, limits=limits)
+    results["read"].append(throughput_row(folder, base, samples=samples, count=min(samples, 20_000), workers=2))
+    for name in ("prepare", "start", "read"):
+        print_table(results[name])
+
+
 def look_row(folder: Path, *, count: int) -> dict:
     """What a start spends on looking whether audio files have changed."""
     place = folder / "many"
@@ -203,6 +228,7 @@ def look_row(folder: Path, *, count: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--times", type=int, default=1, help="then the last manifest this many times over")
     parser.add_argument("--folder", type=Path, help="where the tables go; 6 GB a million samples")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/prepared.json"))
     for inner in ("--rank", "--base", "--limits"):
@@ -223,13 +249,10 @@ def main() -> None:
             folder = Path(scratch) / str(samples)
             folder.mkdir()
             results["prepare"].append(prepare_row(folder, base, samples=samples))
-            print_table(results["prepare"])
-            for limits in ({"batch_size": 8}, {"max_tokens": 8000}):
-                results["start"] += start_rows(folder, base, samples=samples, limits=limits)
-            print_table(results["start"])
-            count = min(samples, 20_000)
-            results["read"].append(throughput_row(folder, base, samples=samples, count=count, workers=2))
-            print_table(results["read"])
+            measure_starts(results, folder, base, samples=samples)
+            if arguments.times > 1 and samples == arguments.samples[-1]:
+                results["prepare"].append(repeated_row(folder, base, samples=samples, times=arguments.times))
+                measure_starts(results, folder, base, samples=samples * arguments.times)
             write_json(arguments.output, {"run": describe_run(torch.device("cpu")), **results})
             shutil.rmtree(folder)
         results["look"].append(look_row(Path(scratch), count=100_000))
