@@ -53,6 +53,7 @@ def test_training_on_one_gpu(on_the_example, tmp_path):
     assert (tmp_path / "out" / "adapters" / "final" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_training_on_8_gpus_with_two(on_the_example, tmp_path):
     command = on_the_example(command_starting("deepspeed --num_gpus 8"))
     command[command.index("8")] = "2"

@@ -22,7 +22,7 @@ def check(seeds, tiny_base, folder, capsys):
 
 
 def test_wild_manifests_end_well_or_with_status_2(tiny_base, tmp_path, capsys):
-    check(range(30), tiny_base, tmp_path, capsys)
+    check(range(60), tiny_base, tmp_path, capsys)
 
 
 @pytest.mark.slow

@@ -101,7 +101,15 @@ def test_samples_with_problems_are_told_not_shown(example_dir, tiny_base, tmp_pa
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (390, False), (1440, True), (1440, False)])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (390, True),
+        (1440, False),
+        pytest.param(390, False, marks=pytest.mark.slow),
+        pytest.param(1440, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_real_browser_shows_plays_filters_and_copies(page: Path, tmp_path: Path, width: int, dark: bool):
     with Browser(tmp_path / "profile", width=width, dark=dark) as browser:
         browser.open(page)
