@@ -67,6 +67,7 @@ def steps_of(run_dir: Path, event: str) -> list[int]:
     return [line["step"] for line in read_metrics(run_dir) if line["event"] == event]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="a small disk of its own needs root")
 def test_a_run_that_may_goes_on_through_a_full_disk(tmp_path, tiny_base):
     """Nothing can be written for some steps, metrics and trackers neither; with room again, nothing of them is lost."""
