@@ -48,7 +48,8 @@ def collect_players(run: RunFolder, *, budget_bytes: int) -> dict[str, Any]:
 def _collect_prompt(
     run: RunFolder, number: int, rows: Sequence[dict[str, Any]], steps: Sequence[int], budget_bytes: int
 ) -> dict[str, Any]:
-    originals = {name: embed(run.sample_file(wav_path(run.samples / name, number))) for name in (REFERENCES, TARGETS)}
+    folder = run.samples.relative_to(run.path)
+    originals = {name: embed(run.sample_file(wav_path(folder / name, number))) for name in (REFERENCES, TARGETS)}
     used = sum(len(uri) for uri in originals.values() if uri)
     said = []
     left_out = 0

@@ -234,6 +234,12 @@ def test_players_fit_their_budget_and_keep_the_first_and_the_last_step(runs: tup
     assert _most_telling_first([0, 1, 2, 3, 4]) == [4, 0, 2, 1, 3]
 
 
+def test_a_run_that_is_named_from_where_one_stands_has_all_its_players(runs: tuple[Path, Path], monkeypatch):
+    everything = collect_players(RunFolder.open(runs[0]), budget_bytes=10_000_000)
+    monkeypatch.chdir(runs[0].parent)
+    assert collect_players(RunFolder.open(Path(runs[0].name)), budget_bytes=10_000_000) == everything
+
+
 def test_the_page_is_closed_and_small(page: Path):
     text = page.read_text(encoding="utf-8")
     assert len(text.encode()) < 5_000_000
