@@ -4,10 +4,11 @@ import dataclasses
 
 from ds_higgs.config import Config
 from ds_higgs.data.sampling import LENGTH_MULTIPLE
+from ds_higgs.job.devices import uses_cuda
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, Estimator
-from ds_higgs.training.memory_plan import build_estimator, configured_checkpointing, least_memory_bytes, uses_cuda
+from ds_higgs.training.memory_plan import build_estimator, configured_checkpointing, least_memory_bytes
 
 
 def leaves_batches_open(config: Config) -> bool:
@@ -26,7 +27,7 @@ def decide_batches(config: Config, *, longest: int, ranks: Ranks) -> Config:
     """
     if not leaves_batches_open(config):
         return config
-    memory_bytes, cuda = least_memory_bytes(ranks), uses_cuda(ranks)
+    memory_bytes, cuda = least_memory_bytes(ranks), uses_cuda()
     if config.optim.global_batch_size is None:
         estimator = build_estimator(config, world_size=1, cuda=cuda)
         largest = _largest_batch(config, estimator, longest, memory_bytes)

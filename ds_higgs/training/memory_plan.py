@@ -72,10 +72,6 @@ def least_memory_bytes(ranks: Ranks) -> int:
     return min(int(one) for one in distributed.gather_bytes(str(own).encode()))
 
 
-def uses_cuda(ranks: Ranks) -> bool:
-    return distributed.training_device(ranks).type == "cuda"
-
-
 def build_estimator(config: Config, *, world_size: int, cuda: bool = True) -> Estimator:
     """For `config`; reads the base checkpoint's config.json, and no weights.
 

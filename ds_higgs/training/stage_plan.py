@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ds_higgs.config import Config
+from ds_higgs.job.devices import uses_cuda
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES
@@ -13,7 +14,6 @@ from ds_higgs.training.memory_plan import (
     configured_batch,
     configured_checkpointing,
     least_memory_bytes,
-    uses_cuda,
 )
 
 # From the fastest on: stage 2 reduces gradients once a step, as 1 does, and holds less; 3 gathers every weight too.
@@ -36,7 +36,7 @@ def decide_stage(config: Config, *, longest: int, ranks: Ranks, may_split_weight
     stages = STAGES if may_split_weights and ranks.world_size > 1 else STAGES[:1]
     memory_bytes = least_memory_bytes(ranks)
     stage, fits = choose_stage(
-        config, stages, positions=longest, world_size=ranks.world_size, memory_bytes=memory_bytes, cuda=uses_cuda(ranks)
+        config, stages, positions=longest, world_size=ranks.world_size, memory_bytes=memory_bytes, cuda=uses_cuda()
     )
     logger.info("ZeRO stage: %d", stage)
     if not fits:
