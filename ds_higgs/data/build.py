@@ -98,6 +98,7 @@ class Preparation:
         self._audio_root = rules.audio_root or manifest.parent
         self._reuse = Reuse(manifest, rules, cache_dir=cache_dir, codes=self._cache.folder, ranks=ranks)
         self._draft: Path
+        self._clips: DistinctClips  # of `samples`, after `encode`
         self._files: pa.Table
         self._before: PreparedSet | None = None  # of the same identity, its files and codes as they were
         self._prepared: PreparedSet | None = None
@@ -150,7 +151,7 @@ class Preparation:
         if self._prepared is not None:
             return
         codec = self._rules.codec
-        clips = DistinctClips(self.samples)
+        clips = self._clips = DistinctClips(self.samples)
         units = plan_units(clips)
         self.num_clips = len(clips)
         self.num_missing = int((self._cache.find(clips.keys) < 0).sum())
@@ -276,17 +277,15 @@ class Preparation:
         """On rank 0: the folder of the set."""
         self._cache.tidy()
         self._cache.scan()
-        clips = DistinctClips(self.samples)
-        return self._write(clips, self._cache.places(self._cache.find(clips.keys)), complete=True)
+        return self._write(self._cache.places(self._cache.find(self._clips.keys)), complete=True)
 
     def _keep_analysis(self) -> str:
         """On rank 0, of a manifest that is refused: what is right of it need not be analysed again."""
-        clips = DistinctClips(self.samples)
-        nowhere = np.full(len(clips), -1, dtype=np.int32)
-        frames = self._rules.codec.count_frames(clips.seconds).astype(np.int32)
-        return self._write(clips, ClipPlaces([], nowhere, nowhere, frames), complete=False)
+        nowhere = np.full(len(self._clips), -1, dtype=np.int32)
+        frames = self._rules.codec.count_frames(self._clips.seconds).astype(np.int32)
+        return self._write(ClipPlaces([], nowhere, nowhere, frames), complete=False)
 
-    def _write(self, clips: DistinctClips, places: ClipPlaces, *, complete: bool) -> str:
+    def _write(self, places: ClipPlaces, *, complete: bool) -> str:
         kept = np.zeros(len(self.samples), dtype=np.bool_)
         kept[self.good_samples()] = True
         partial_folder = self._reuse.sets.new_draft()
@@ -295,14 +294,14 @@ class Preparation:
                 partial_folder,
                 self.samples,
                 kept=kept,
-                places=places.of(clips.of_use),
+                places=places.of(self._clips.of_use),
                 files=self._files,
                 layout=self._rules.layout,
                 marker=SetMarker(
                     identity=self._reuse.identity,
                     manifest_path=str(self.manifest.absolute()),
                     complete=complete,
-                    num_clips=len(clips),
+                    num_clips=len(self._clips),
                     num_excluded=self.num_excluded,
                     problems=sorted(self.problems),
                 ),
