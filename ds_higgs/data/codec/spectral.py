@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,25 @@ class SpectralFrames:
 
     def analyse(self, batch: torch.Tensor) -> torch.Tensor:
         """[batch, samples], whole code frames, float32 -> [batch, frames, spectra * mels] log magnitudes."""
-        mels = torch.log(self._filters(batch.device) @ self._transform(batch).abs() + self.floor)
+        mels = torch.log(self._filters.to(batch.device) @ self._transform(batch).abs() + self.floor)
         whole = mels[..., : batch.shape[-1] // self.hop_length].transpose(1, 2)
         return whole.reshape(len(batch), -1, self.spectra * self.num_mels)
 
     def synthesise(self, vectors: torch.Tensor) -> torch.Tensor:
         """[frames, spectra * mels] log magnitudes -> [samples] float32; equal vectors give equal audio."""
         mels = vectors.reshape(-1, self.num_mels).T.exp().sub(self.floor).clamp(min=0)
-        magnitudes = (torch.linalg.pinv(self._filters(vectors.device)) @ mels).clamp(min=0)
+        magnitudes = (self._inverse.to(vectors.device) @ mels).clamp(min=0)
         return self._find_audio(magnitudes, length=mels.shape[1] * self.hop_length)
 
-    def _filters(self, device: torch.device) -> torch.Tensor:
-        filters = librosa.filters.mel(sr=self.sampling_rate, n_fft=self.n_fft, n_mels=self.num_mels)
-        return torch.from_numpy(filters).to(device)
+    @cached_property
+    def _filters(self) -> torch.Tensor:
+        """[mels, bins]"""
+        return torch.from_numpy(librosa.filters.mel(sr=self.sampling_rate, n_fft=self.n_fft, n_mels=self.num_mels))
+
+    @cached_property
+    def _inverse(self) -> torch.Tensor:
+        """[bins, mels]"""
+        return torch.linalg.pinv(self._filters)
 
     def _find_audio(self, magnitudes: torch.Tensor, *, length: int) -> torch.Tensor:
         """Fast Griffin-Lim from a phase that is always the same; [bins, spectra] magnitudes -> [length] samples."""
