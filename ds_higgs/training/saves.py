@@ -93,8 +93,8 @@ class Saves:
         record = self._record(position)
 
         def hand_out_from_files(files: Path, marker: Marker) -> None:
+            weights = CheckpointWeights(files, marker)
             for name in names:
-                weights = CheckpointWeights(files, marker)
                 save_from_files(
                     self.engine.module.peft_model,
                     weights,
