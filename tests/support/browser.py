@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
@@ -19,6 +21,13 @@ FLAGS = (
     *("--autoplay-policy=no-user-gesture-required", "--remote-debugging-pipe"),
 )
 TIMEOUT_S = 60
+# Widths, and whether the system's colours are dark.
+LOOKS = (
+    (390, True),
+    (1440, False),
+    pytest.param(390, False, marks=pytest.mark.slow),
+    pytest.param(1440, True, marks=pytest.mark.slow),
+)
 
 
 class Browser:

@@ -2,8 +2,6 @@
 
 import base64
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from ds_higgs.data.ranks import RankChannel
 from ds_higgs.errors import UserError
 from ds_higgs.job.stopping import Stopped
 from ds_higgs.model.loading import load_model
-from tests.support.patience import HANG_S
+from tests.support.rank_threads import RankThreads
 
 from .audio_files import RATE, cloning_sample, text_sample, write_tone
 from .conftest import write_mixed_manifest
@@ -135,26 +133,13 @@ def test_without_any_audio_the_codes_keep_their_codebook_axis(mixed_dataset, mak
 
 
 def test_ranks_build_the_same_dataset_together(mixed_manifest, make_rules, tmp_path, mixed_dataset):
-    barrier = threading.Barrier(2, timeout=HANG_S)
-    told, results = {}, {}
+    threads = RankThreads(2)
 
     def build(rank):
-        def gather(content):
-            told[rank] = content
-            barrier.wait()
-            found = [told[other] for other in range(2)]
-            barrier.wait()
-            return found
+        ranks = RankChannel(rank, 2, threads.gather_of(rank))
+        return build_dataset(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=ranks)
 
-        ranks = RankChannel(rank, 2, gather)
-        results[rank] = build_dataset(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=ranks)
-
-    threads = [threading.Thread(target=build, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for dataset in results.values():
+    for dataset in threads.run(build):
         assert len(dataset) == len(mixed_dataset)
         np.testing.assert_array_equal(dataset.lengths, mixed_dataset.lengths)
         for index in range(len(dataset)):
@@ -166,32 +151,25 @@ def test_ranks_build_the_same_dataset_together(mixed_manifest, make_rules, tmp_p
 @pytest.mark.parametrize("phase", ["analysis", "encoding"])
 def test_one_rank_that_is_asked_to_stop_ends_the_preparation_of_all(mixed_manifest, make_rules, tmp_path, phase):
     """Rank 1 is asked; what rank 0 has encoded by then stays, and no data set comes out on either."""
-    barrier = threading.Barrier(2, timeout=60)
-    told: list[bytes] = [b"", b""]
+    threads = RankThreads(2)
 
     def build(rank):
         asked = phase == "analysis"
 
         def stop_here():
             nonlocal asked
-            barrier.wait()
+            threads.wait()
             if asked:
                 raise Stopped
             asked = True  # in the next phase
 
-        def gather(content):
-            told[rank] = content
-            barrier.wait()
-            found = list(told)
-            barrier.wait()
-            return found
-
-        ranks = RankChannel(rank, 2, gather, stop_requested=lambda: rank == 1 and asked, stop_here=stop_here)
+        ranks = RankChannel(
+            rank, 2, threads.gather_of(rank), stop_requested=lambda: rank == 1 and asked, stop_here=stop_here
+        )
         with pytest.raises(Stopped):
             build_dataset(mixed_manifest, rules=make_rules(), cache_dir=tmp_path, ranks=ranks)
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(build, range(2)))
+    threads.run(build)
     assert any(tmp_path.glob("codes/*/units/*.arrow")) == (phase == "encoding")
 
 

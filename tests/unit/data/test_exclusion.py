@@ -1,7 +1,6 @@
 """`data.exclude`: what it leaves out, on any number of ranks, and what it refuses."""
 
 import dataclasses
-import threading
 
 import pytest
 
@@ -11,6 +10,7 @@ from ds_higgs.data.exclusion import read_exclude_list
 from ds_higgs.data.ranks import RankChannel
 from ds_higgs.errors import UserError
 from ds_higgs.setup import build_sample_rules
+from tests.support.rank_threads import RankThreads
 
 
 def test_named_samples_are_left_out(example_dir, tiny_base, tmp_path):
@@ -29,31 +29,15 @@ def test_named_samples_are_left_out(example_dir, tiny_base, tmp_path):
 @pytest.mark.parametrize("name", ["train.json:24", "train.json:900"])
 def test_a_name_beyond_the_manifest_is_refused_on_every_rank(example_dir, make_rules, tmp_path, name):
     rules = dataclasses.replace(make_rules(), exclude=frozenset({name, "train.json:1"}))
-    barrier, shared, errors = threading.Barrier(2), [b"", b""], []
-
-    def gather_for(rank):
-        def gather(content):
-            shared[rank] = content
-            barrier.wait(30)
-            found = list(shared)
-            barrier.wait(30)
-            return found
-
-        return gather
+    threads = RankThreads(2)
 
     def analyse(rank):
-        ranks = RankChannel(rank, 2, gather_for(rank))
-        try:
+        ranks = RankChannel(rank, 2, threads.gather_of(rank))
+        with pytest.raises(UserError) as caught:
             Preparation(example_dir / "train.json", rules=rules, cache_dir=tmp_path / "codes", ranks=ranks).analyse()
-        except UserError as error:
-            errors.append(str(error))
+        return str(caught.value)
 
-    threads = [threading.Thread(target=analyse, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(errors) == 2
+    errors = threads.run(analyse)
     assert errors[0] == errors[1]
     assert f"1 samples are not in {example_dir / 'train.json'}" in errors[0]
     assert name in errors[0]

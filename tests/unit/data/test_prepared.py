@@ -3,8 +3,6 @@
 import base64
 import json
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from ds_higgs.data.arrow_files import read_table
 from ds_higgs.data.build import Preparation, build_dataset
 from ds_higgs.data.ranks import RankChannel
 from ds_higgs.errors import UserError
-from tests.support.patience import HANG_S
+from tests.support.rank_threads import RankThreads
 
 from .audio_files import cloning_sample, write_tone
 
@@ -254,25 +252,16 @@ def test_a_deep_check_names_what_is_damaged_and_the_next_start_mends_it(manifest
 
 def build_on_two_machines(manifest, rules, caches):
     """What each of two ranks gets that has a cache of its own."""
-    barrier = threading.Barrier(2, timeout=HANG_S)
-    told = [b"", b""]
+    threads = RankThreads(2)
 
     def build_on(rank):
-        def gather(content):
-            told[rank] = content
-            barrier.wait()
-            found = list(told)
-            barrier.wait()
-            return found
-
-        ranks = RankChannel(rank, 2, gather)
+        ranks = RankChannel(rank, 2, threads.gather_of(rank))
         try:
             return contents(build_dataset(manifest, rules=rules, cache_dir=caches[rank], ranks=ranks))
         except UserError as error:
             return str(error)
 
-    with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(build_on, range(2)))
+    return threads.run(build_on)
 
 
 def test_machines_with_caches_of_their_own_train_on_what_each_has_prepared(manifest, make_rules, analysed, tmp_path):

@@ -14,6 +14,7 @@ from ds_higgs.model.loading import load_model, read_model_config
 from ds_higgs.model.lora import apply_lora, unwrap
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.tiny import write_tiny_base
+from tests.support.prompts import make_prompt
 
 FRAMES = 30
 WHISPER_FRAMES = 3000  # 30 s, whatever is heard of them
@@ -22,30 +23,18 @@ SHAPES = ((9, 0, 0), (3, 11, 0), (21, 0, 6), (5, 4, 9), (2, 0, 0), (14, 7, 0))
 EVERY_SAMPLING = {"greedy": GREEDY, "boson's": Sampling(ras_max_repeats=1), "the server's": VLLM_OMNI}
 
 
-def make_prompt(config, shape: tuple[int, int, int], *, whisper: bool = False) -> ModelInputs:
+def random_prompt(config, shape: tuple[int, int, int], *, whisper: bool = False) -> ModelInputs:
     """A prompt of random tokens and codes, its request's reference as Whisper features too."""
     text, in_frames, out_frames = shape
     random = torch.Generator().manual_seed(sum(shape))
-    placeholders = [config.audio_in_token_idx] * bool(in_frames) + [config.audio_out_token_idx] * bool(out_frames)
     words = torch.randint(30, 90, (text,), generator=random).tolist()
-    input_ids = torch.tensor([[3, *placeholders, *words, config.audio_out_bos_token_id]])
-    start = torch.zeros(1, dtype=torch.long)
     features = {}
     if whisper:
         clips, mel_bins = int(in_frames > 0), config.audio_encoder_config.num_mel_bins
         features["audio_features"] = torch.randn(clips, mel_bins, WHISPER_FRAMES, generator=random)
         heard = (torch.arange(WHISPER_FRAMES) < 20 * in_frames).int()
         features["audio_feature_attention_mask"] = heard.expand(clips, -1)
-    return ModelInputs(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        audio_in_ids=torch.randint(0, 1024, (8, in_frames), generator=random),
-        audio_in_ids_start=start[: bool(in_frames)],
-        audio_out_ids=torch.randint(0, 1024, (8, out_frames), generator=random),
-        audio_out_ids_start=start[: bool(out_frames)],
-        audio_out_ids_start_group_loc=start[: bool(out_frames)],
-        **features,
-    )
+    return make_prompt(config, words, in_frames=in_frames, out_frames=out_frames, random=random, **features)
 
 
 def adapted(model: HiggsAudioModel) -> HiggsAudioModel:
@@ -83,7 +72,7 @@ def assert_equal(together, alone) -> None:
 
 @pytest.mark.parametrize("name", EVERY_SAMPLING)
 def test_each_is_spoken_as_alone(model, name):
-    prompts = [make_prompt(model.config, shape) for shape in SHAPES]
+    prompts = [random_prompt(model.config, shape) for shape in SHAPES]
     together, alone = speak_both_ways(model, prompts, EVERY_SAMPLING[name])
     assert_equal(together, alone)
     assert len({tuple(one.codes.flatten().tolist()) for one in together}) == len(prompts)
@@ -95,7 +84,7 @@ def test_rows_end_by_themselves_at_their_own_time(model):
     favour = torch.zeros(head.weight.shape[0])
     favour[model.config.audio_stream_eos_id] = 0.3
     handle = head.register_forward_hook(lambda module, inputs, output: output + favour)
-    prompts = [make_prompt(model.config, shape) for shape in SHAPES]
+    prompts = [random_prompt(model.config, shape) for shape in SHAPES]
     together, alone = speak_both_ways(model, prompts, GREEDY)
     handle.remove()
     assert_equal(together, alone)
@@ -105,21 +94,21 @@ def test_rows_end_by_themselves_at_their_own_time(model):
 
 def test_one_prompt_and_prompts_of_one_length(model):
     for shapes in (SHAPES[:1], [(6, 0, 0), (4, 0, 0)], [(4, 3, 0)] * 2):
-        assert_equal(*speak_both_ways(model, [make_prompt(model.config, shape) for shape in shapes], GREEDY))
+        assert_equal(*speak_both_ways(model, [random_prompt(model.config, shape) for shape in shapes], GREEDY))
 
 
 def test_layers_that_audio_passes_by(tiny_base: Path):
     config = read_model_config(tiny_base)
     config.audio_dual_ffn_layers = [0, 2]
     model = HiggsAudioModel(config)
-    prompts = [make_prompt(config, shape) for shape in SHAPES[:4]]
+    prompts = [random_prompt(config, shape) for shape in SHAPES[:4]]
     assert_equal(*speak_both_ways(model, prompts, GREEDY, frames=8))
 
 
 def test_references_that_whisper_hears(tmp_path: Path):
     write_tiny_base(tmp_path / "base", whisper=True)
     model = load_model(tmp_path / "base", dtype=torch.float32)
-    prompts = [make_prompt(model.config, shape, whisper=True) for shape in SHAPES]
+    prompts = [random_prompt(model.config, shape, whisper=True) for shape in SHAPES]
     assert_equal(*speak_both_ways(model, prompts, GREEDY, frames=8))
 
 
@@ -135,7 +124,7 @@ def test_the_sampler_is_given_what_boson_gives_it(model, monkeypatch):
         return original(**arguments)
 
     monkeypatch.setattr(model, "_sample_audio_tokens", spy, raising=False)
-    prompts = [make_prompt(model.config, shape) for shape in SHAPES[:4]]
+    prompts = [random_prompt(model.config, shape) for shape in SHAPES[:4]]
     generate_together(model, prompts, max_frames=4, sampling=Sampling(), seeds=range(4))
     together, given = given, {}
     for seed, prompt in enumerate(prompts):
@@ -146,7 +135,7 @@ def test_the_sampler_is_given_what_boson_gives_it(model, monkeypatch):
 
 def test_a_batch_is_padded_on_the_left_and_keeps_its_segments_apart(tiny_base: Path):
     config = read_model_config(tiny_base)
-    prompts = [make_prompt(config, shape) for shape in SHAPES[:4]]
+    prompts = [random_prompt(config, shape) for shape in SHAPES[:4]]
     joined = join_prompts(prompts, pad_id=config.pad_token_id)
     assert joined["input_ids"].shape == (4, 24)
     for row, prompt in enumerate(prompts):
@@ -160,7 +149,7 @@ def test_a_batch_is_padded_on_the_left_and_keeps_its_segments_apart(tiny_base: P
 
 def test_a_stop_leaves_the_rest(model):
     answers = iter([False, False, True])
-    prompts = [make_prompt(model.config, shape) for shape in SHAPES[:2]]
+    prompts = [random_prompt(model.config, shape) for shape in SHAPES[:2]]
     settings = {"max_frames": FRAMES, "sampling": GREEDY, "seeds": (0, 0)}
     generate_together(model, prompts, **settings, stop=lambda: next(answers))
     assert list(answers) == []
@@ -168,7 +157,7 @@ def test_a_stop_leaves_the_rest(model):
 
 def test_with_flash_attention_prompts_are_spoken_one_by_one(model, monkeypatch):
     monkeypatch.setattr(model.config, "_attn_implementation", "flash_attention_2")
-    prompts = [make_prompt(model.config, shape) for shape in SHAPES[:3]]
+    prompts = [random_prompt(model.config, shape) for shape in SHAPES[:3]]
     settings = {"max_frames": 3, "sampling": GREEDY}
     answers = iter([False, False, True])
     spoken = generate_together(model, prompts, seeds=range(3), stop=lambda: next(answers), **settings)
@@ -180,6 +169,6 @@ def test_training_goes_on_as_if_nothing_had_been_said(model):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    generate_together(model, [make_prompt(model.config, SHAPES[0])], max_frames=3, sampling=Sampling(), seeds=[0])
+    generate_together(model, [random_prompt(model.config, SHAPES[0])], max_frames=3, sampling=Sampling(), seeds=[0])
     assert torch.equal(torch.rand(3), expected)
     assert model.training

@@ -22,7 +22,7 @@ def model(tiny_base: Path) -> HiggsAudioModel:
 
 @pytest.fixture
 def prompt(model: HiggsAudioModel) -> ModelInputs:
-    return make_prompt(model, [40, 65])
+    return make_prompt(model.config, [40, 65])
 
 
 def speak(model: HiggsAudioModel, prompt: ModelInputs, *, sampling: Sampling = SERVED, seed: int = 0):

@@ -42,7 +42,7 @@ def last_logits(model: HiggsAudioModel, prompt: ModelInputs, stream: torch.Tenso
 @pytest.mark.parametrize("references", [{"in_frames": 9}, {"out_frames": 7}, {"in_frames": 5, "out_frames": 6}])
 def test_logits_are_those_of_two_whole_forwards(model, monkeypatch, references):
     """What the sampler is given at each frame, against plain forwards of both prompts."""
-    whole, without = make_prompt(model, [40, 65], **references), make_prompt(model, [40, 65])
+    whole, without = make_prompt(model.config, [40, 65], **references), make_prompt(model.config, [40, 65])
     given, original = [], model._sample_audio_tokens
 
     def spy(**arguments):
@@ -60,7 +60,7 @@ def test_logits_are_those_of_two_whole_forwards(model, monkeypatch, references):
 
 
 def test_a_scale_of_one_and_equal_prompts_change_nothing(model):
-    whole, without = make_prompt(model, [40, 65], in_frames=9), make_prompt(model, [40, 65])
+    whole, without = make_prompt(model.config, [40, 65], in_frames=9), make_prompt(model.config, [40, 65])
     expected = speak(model, whole)
     assert torch.equal(speak(model, whole, Guidance(without, 1.0)), expected)
     assert torch.equal(speak(model, whole, Guidance(whole, 7.0)), expected)
@@ -70,6 +70,6 @@ def test_a_scale_of_one_and_equal_prompts_change_nothing(model):
 
 
 def test_the_model_is_left_as_it_was(model):
-    prompt = make_prompt(model, [40, 65])
+    prompt = make_prompt(model.config, [40, 65])
     speak(model, prompt, Guidance(prompt, 2.0), sampling=Sampling())
     assert "forward" not in vars(model)

@@ -35,7 +35,7 @@ def test_what_may_be_drawn(delay, remaining, expected):
 
 def test_an_end_in_another_codebook_does_not_end_the_speech(tiny_base):
     model = load_model(tiny_base, dtype=torch.float32)
-    prompt = make_prompt(model, [40, 65])
+    prompt = make_prompt(model.config, [40, 65])
     eager_to_end(model, codebook=3)
     assert generate_codes(model, prompt, max_frames=12, sampling=GREEDY, seed=0).stopped_by == "eos"
     served = generate_codes(model, prompt, max_frames=12, sampling=VLLM_OMNI, seed=0)

@@ -12,7 +12,7 @@ from ds_higgs.config import Config
 from ds_higgs.errors import UserError
 from ds_higgs.report import inspection as page_module
 from ds_higgs.report.inspection import build_inspection
-from tests.support.browser import CHROMIUM, Browser
+from tests.support.browser import CHROMIUM, LOOKS, Browser
 from tests.support.planted_faults import EXPECTED, write_planted
 
 EVIL = "</script><img src=x onerror=alert(document.title)>"
@@ -101,15 +101,7 @@ def test_samples_with_problems_are_told_not_shown(example_dir, tiny_base, tmp_pa
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize(
-    ("width", "dark"),
-    [
-        (390, True),
-        (1440, False),
-        pytest.param(390, False, marks=pytest.mark.slow),
-        pytest.param(1440, True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("width", "dark"), LOOKS)
 def test_a_real_browser_shows_plays_filters_and_copies(page: Path, tmp_path: Path, width: int, dark: bool):
     with Browser(tmp_path / "profile", width=width, dark=dark) as browser:
         browser.open(page)

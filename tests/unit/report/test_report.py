@@ -17,7 +17,7 @@ from ds_higgs.report.collect import collect_run, histogram
 from ds_higgs.report.players import _most_telling_first, collect_players
 from ds_higgs.report.series import read_curve, thin
 from ds_higgs.run_folder import RunFolder
-from tests.support.browser import CHROMIUM, Browser
+from tests.support.browser import CHROMIUM, LOOKS, Browser
 
 RATE = 24_000
 STEPS = 40
@@ -256,15 +256,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize(
-    ("width", "dark"),
-    [
-        (390, True),
-        (1440, False),
-        pytest.param(390, False, marks=pytest.mark.slow),
-        pytest.param(1440, True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("width", "dark"), LOOKS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_real_browser_shows_it(runs: tuple[Path, Path], tmp_path: Path, width: int, dark: bool, count: int):
     page = tmp_path / "report.html"
