@@ -20,6 +20,7 @@ FAILURE_FILE = "failure.txt"
 EVALUATION_FILE = "evaluation.json"  # in evaluation/, or wherever `ds-higgs evaluate` was told to write
 RECORD_FILE = "training.json"  # in an adapter's folder: see `adapters.record`
 FINAL, BEST = "final", "best"  # beside adapters/step-XXXXXXXX
+AVERAGED = "ema"  # in adapters/step-XXXXXXXX and final: the same of the averaged weights
 TARGETS, REFERENCES = "target", "reference"  # beside samples/step-XXXXXXXX
 # Reasons of an "end" line with which a run has made its last step.
 _FINISHED = ("done", "no better")

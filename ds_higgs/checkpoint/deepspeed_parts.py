@@ -3,15 +3,18 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
 import ds_higgs.checkpoint.collective as collective
 
 MASTER = "fp32"  # the key of the fp32 master weights beside the optimizer's own exp_avg and exp_avg_sq
+AVERAGE = "average"  # of the masters, where a run keeps one: in the optimizer's state, beside its own
 
 # {state key: {parameter name: whole flat tensor}}
 WholeState = dict[str, dict[str, torch.Tensor]]
@@ -51,6 +54,43 @@ def module_read_from(engine: DeepSpeedEngine, file: Path) -> Iterator[None]:
 def zero_param_shapes(engine: DeepSpeedEngine) -> list[tuple[str, list[int]]]:
     """Name and whole shape of every parameter, in the order of the optimizer's flat groups."""
     return [(name, list(shape)) for group in engine._get_zero_param_shapes() for name, shape in group.items()]
+
+
+def masters(engine: DeepSpeedEngine) -> list[torch.Tensor]:
+    """The fp32 weights that this rank updates, in its optimizer's order: from stage 1 on flat, its share of them."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 3:
+        return list(optimizer.fp32_partitioned_groups_flat)
+    if stage in (1, 2):
+        return list(optimizer.single_partition_of_fp32_groups)
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        return list(chain.from_iterable(optimizer.fp32_groups))
+    return list(whole_parameters(engine))
+
+
+def whole_parameters(engine: DeepSpeedEngine) -> list[torch.nn.Parameter]:
+    """At stage 0: the trained parameters in the order of the optimizer's groups, which `masters` has too."""
+    optimizer = engine.optimizer
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        return list(chain.from_iterable(optimizer.fp16_groups))
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+@torch.no_grad()
+def publish_masters(engine: DeepSpeedEngine) -> None:
+    """Give the weights in training their masters' values, as an update does. Every rank calls it."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    elif stage == 3:
+        optimizer._partition_all_parameters()
+        for sub_group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    elif isinstance(optimizer, FP16_UnfusedOptimizer):
+        for weights, of_group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            torch._foreach_copy_(weights, of_group)
 
 
 def slice_stages_1_and_2(engine: DeepSpeedEngine, whole: WholeState, source: dict) -> dict:

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 
 from ds_higgs.checkpoint.advice import OTHER_SETTINGS
-from ds_higgs.checkpoint.deepspeed_parts import zero_param_shapes
+from ds_higgs.checkpoint.deepspeed_parts import whole_parameters, zero_param_shapes
 from ds_higgs.errors import UserError
 
 NamedShapes = Sequence[tuple[str, Sequence[int]]]
 
 
 def list_trainable(engine) -> list[tuple[str, list[int]]]:
-    """Name and whole shape of every trainable tensor, in the order of the optimizer's flat groups.
+    """Name and whole shape of every trainable tensor, in the order of the optimizer's groups.
 
-    ZeRO's shards are flat and carry no names: their content means something only together with this order.
+    Its state carries no names: its content means something only together with this order.
     """
     if engine.zero_optimization():
         return zero_param_shapes(engine)
-    return [(name, list(p.shape)) for name, p in engine.module.named_parameters() if p.requires_grad]
+    return [(engine.param_names[weight], list(weight.shape)) for weight in whole_parameters(engine)]
 
 
 def engine_precision(engine) -> str:

@@ -23,6 +23,9 @@ class OptimConfig(Section):
         "auto", description="Optimizer steps of linear warm-up; auto: 3 % of the run's."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up, to 0.")
+    ema_decay: Annotated[float, Field(gt=0, lt=1), BeforeValidator(read_number)] | None = Field(
+        None, description="Keep an exponential moving average of the trained weights with this decay; 0.999 is usual."
+    )
     max_grad_norm: PositiveOrZero = Field(1.0, description="Clip the global gradient norm to this; 0: no clipping.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-batches per GPU in one optimizer step.")
     global_batch_size: Count | None = Field(

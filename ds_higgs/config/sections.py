@@ -107,6 +107,9 @@ class EvalConfig(Section):
         None, description="Speak every this many optimizer steps; at every validation if unset."
     )
     max_audio_s: Seconds = Field(20.0, description="Longest spoken sample, in seconds.")
+    weights: Literal["trained", "ema"] = Field(
+        "trained", description="What is evaluated and kept as adapters/best: the weights, or optim.ema_decay's average."
+    )
     best_by: BestMeasure | None = Field(
         None, description="Keep adapters/best by this measure: a validation loss, or one of the spoken samples."
     )
@@ -217,4 +220,7 @@ class Config(Section):
             raise ValueError("best_by needs data.val_manifest")
         if has_samples and data is not None and not data.val_sources:
             raise ValueError("num_audio_samples needs data.val_manifest: the prompts come from there")
+        optim = info.data.get("optim")
+        if value.weights == "ema" and optim is not None and optim.ema_decay is None:
+            raise ValueError("weights ema needs optim.ema_decay: there is no average without it")
         return value

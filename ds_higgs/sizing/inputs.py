@@ -73,4 +73,5 @@ class Policy:
     grouped_lora: bool = True
     supervised_heads: bool = True
     quantized: bool = False
+    averaged: bool = False  # an average of the trained weights is kept
     cuda: bool = True

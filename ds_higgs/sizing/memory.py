@@ -30,6 +30,7 @@ def estimate_memory(
     peak = fullest_moment(model, batch, policy, trainable=trainable, frozen=frozen, largest=largest)
     return {
         **_weight_terms(policy, frozen=frozen, trainable=trainable, quantizable=quantizable),
+        **_average_term(policy, trainable),
         "gradients": peak.gradients + _gradient_buffer(policy, trainable),
         "communication buckets": _bucket_bytes(policy),
         "activations": peak.kept,
@@ -54,6 +55,13 @@ def _weight_terms(policy: Policy, *, frozen: int, trainable: int, quantizable: i
         "master weights": masters,
         "Adam moments": states,
     }
+
+
+def _average_term(policy: Policy, trainable: int) -> dict[str, int]:
+    if not policy.averaged:
+        return {}
+    split_states = policy.world_size if policy.zero_stage >= 1 else 1
+    return {"averaged weights": 0 if policy.offload_optimizer else FP32 * trainable // split_states}
 
 
 def _gradient_buffer(policy: Policy, trainable: int) -> int:

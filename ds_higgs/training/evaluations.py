@@ -1,6 +1,7 @@
 """What a run measures of itself between steps: validation losses, and what it says to fixed prompts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -30,6 +31,7 @@ class Evaluations:
     Args:
         max_batches: of a validation manifest; None for all.
         keep_best: told the values of every evaluation.
+        in_place: has the model be the one that is evaluated, and kept, while it is open.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Evaluations:
         metrics: MetricsFile,
         stop_requests: StopRequests,
         keep_best: Callable[[Mapping[str, Any]], None],
+        in_place: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.validation_sets = validation_sets
         self.listener = listener
@@ -54,11 +57,17 @@ class Evaluations:
         self._metrics = metrics
         self._stop_requests = stop_requests
         self._keep_best = keep_best
+        self._in_place = in_place
 
     def make(self, position: Position) -> None:
         """Make what is due at this position, unless a stop is asked for."""
         position.validation_due &= bool(self.validation_sets)
         position.listening_due &= self.listener is not None
+        if position.validation_due or position.listening_due:
+            with self._in_place():
+                self._make(position)
+
+    def _make(self, position: Position) -> None:
         if position.validation_due and not self._stop_requests.agreed():
             self._validate(position)
         if self.listener is not None and position.listening_due and not self._stop_requests.agreed():

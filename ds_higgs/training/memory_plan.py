@@ -115,6 +115,7 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         grouped_lora=memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and not quantized,
         supervised_heads=memory.supervised_text_head,
         quantized=quantized,
+        averaged=config.optim.ema_decay is not None,
         cuda=cuda,
     )
     if config.train.mode == "lora":

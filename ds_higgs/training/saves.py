@@ -16,19 +16,33 @@ from ds_higgs.checkpoint.weights import CheckpointWeights
 from ds_higgs.config import Config
 from ds_higgs.config.file import fixed_values, resolved
 from ds_higgs.job.logs import logger
-from ds_higgs.run_folder import RunFolder, step_name
+from ds_higgs.run_folder import AVERAGED, RunFolder, step_name
+from ds_higgs.training.average import Average
 from ds_higgs.training.metrics import MetricsFile
 from ds_higgs.training.position import Position
 
 
 class Saves:
-    """The checkpoints and adapters of a run, one save at a time. Every rank makes the same calls."""
+    """The checkpoints and adapters of a run, one save at a time. Every rank makes the same calls.
 
-    def __init__(self, config: Config, engine: DeepSpeedEngine, *, folder: RunFolder, metrics: MetricsFile):
+    Args:
+        average: adapters of steps have one of it inside.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: DeepSpeedEngine,
+        *,
+        folder: RunFolder,
+        metrics: MetricsFile,
+        average: Average | None = None,
+    ):
         self.config = config
         self.engine = engine
         self.folder = folder
         self.metrics = metrics
+        self._average = average
         self._resolved = resolved(config)
         self._background = Background() if config.checkpoint.async_ else None
         self._pending: PendingCheckpoint | None = None
@@ -55,17 +69,23 @@ class Saves:
             if self._background is None:
                 for name in names:
                     self.hand_out(name, position)
+                    self._hand_out_average(name, position)
             self._pending = self._begin(position, states, names)
         if self._background is None:
             self.finish()
 
     def hand_out(self, name: str, position: Position) -> None:
-        """Write what is trained now to adapters/NAME.
+        """Write the trained weights, as they are in the model now, to adapters/NAME.
 
         Raises:
             OSError: on every rank, where it could not be written.
         """
         save_trained(self.engine, self.folder.adapters / name, record=self._record(position), **self._origin())
+
+    def _hand_out_average(self, name: str, position: Position) -> None:
+        if self._average is not None:
+            with self._average.in_place(also_after=OSError):
+                self.hand_out(f"{name}/{AVERAGED}", position)
 
     @property
     def is_ready(self) -> bool:
@@ -92,16 +112,14 @@ class Saves:
     def _begin(self, position: Position, states: Mapping[str, Any], names: tuple[str, ...]) -> PendingCheckpoint:
         record = self._record(position)
 
+        def hand_out(weights: CheckpointWeights, folder: Path) -> None:
+            save_from_files(self.engine.module.peft_model, weights, folder, record=record, **self._origin())
+
         def hand_out_from_files(files: Path, marker: Marker) -> None:
-            weights = CheckpointWeights(files, marker)
             for name in names:
-                save_from_files(
-                    self.engine.module.peft_model,
-                    weights,
-                    self.folder.adapters / name,
-                    record=record,
-                    **self._origin(),
-                )
+                hand_out(CheckpointWeights(files, marker), self.folder.adapters / name)
+                if self._average is not None:
+                    hand_out(CheckpointWeights(files, marker, averaged=True), self.folder.adapters / name / AVERAGED)
 
         checkpoint = self.config.checkpoint
         commit = Commit(

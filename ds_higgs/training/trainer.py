@@ -1,6 +1,7 @@
 """The training loop, and what happens every so many steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ds_higgs.job.stopping import StopRequests
 from ds_higgs.losses import LossWeights
 from ds_higgs.run_folder import BEST, FINAL, RunFolder
 from ds_higgs.speech.in_training import Listener
+from ds_higgs.training.average import Average, forget_average
 from ds_higgs.training.best import Best
 from ds_higgs.training.evaluations import Evaluations
 from ds_higgs.training.metrics import (
@@ -80,7 +82,8 @@ class Trainer:
         self.folder = RunFolder(config.run.output_dir)
         self.tolerate = config.checkpoint.on_save_error == "warn"  # files that cannot be written
         self.metrics = MetricsFile(self.folder.metrics_file, enabled=ranks.is_main, tolerate_errors=self.tolerate)
-        self.saves = Saves(config, engine, folder=self.folder, metrics=self.metrics)
+        self.average = None if config.optim.ema_decay is None else Average(engine, config.optim.ema_decay)
+        self.saves = Saves(config, engine, folder=self.folder, metrics=self.metrics, average=self.average)
         self.evaluations = Evaluations(
             engine,
             validation_sets=validation_sets,
@@ -91,6 +94,7 @@ class Trainer:
             metrics=self.metrics,
             stop_requests=stop_requests,
             keep_best=self._keep_best,
+            in_place=nullcontext if self.average is None or config.eval.weights != "ema" else self.average.in_place,
         )
 
     def fit(self) -> Outcome:
@@ -153,6 +157,8 @@ class Trainer:
         if ready_to_save == self.ranks.world_size:
             self.saves.go_on()
         self.position.advance(samples=num_samples, tokens=num_tokens, audio_targets=result.num_audio_targets)
+        if self.average is not None and result.applied:
+            self.average.update(self.position.step)
         values = step_values(
             result,
             epoch=epoch,
@@ -209,6 +215,10 @@ class Trainer:
         state, random_state = load_checkpoint(
             self.engine, path, fixed=fixed_values(self.config), fixed_before=FIXED_BEFORE
         )
+        if self.average is None:
+            forget_average(self.engine)
+        else:
+            self.average.take_over()
         self.position = Position.from_state(state["position"])
         self.best.load_state_dict(state["best"])
         self.train_loader.load_state_dict(state["loader"])

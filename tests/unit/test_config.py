@@ -256,6 +256,7 @@ def test_samples_need_prompts():
         ({"eval.patience": 3}, "patience needs best_by"),
         ({"eval.best_by": "audio_loss"}, "best_by needs data.val_manifest"),
         ({"eval.best_by": "stop_rate", "data.val_manifest": "v"}, "best_by stop_rate needs num_audio_samples"),
+        ({"eval.weights": "ema"}, r"eval: weights ema needs optim\.ema_decay"),
     ],
 )
 def test_the_best_needs_something_to_be_measured_by(changes, message):
