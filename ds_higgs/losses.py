@@ -21,6 +21,10 @@ from ds_higgs.module_calls import replaced_forward
 T = TypeVar("T")
 Project = Callable[[torch.Tensor], torch.Tensor]  # hidden states [rows, hidden] to logits [rows, vocabulary]
 
+# Presets of `loss.codebook_weights`: coarse codebooks first, which carry most of what is heard. "falling" is what a
+# published trainer of this codec uses (k2-fsa/OmniVoice, `audio_codebook_weights`).
+CODEBOOK_WEIGHTS = {"falling": (8, 8, 6, 6, 4, 4, 2, 2), "first": (8, 1, 1, 1, 1, 1, 1, 1)}
+
 # Rows of fp32 text logits alive at once: 128 x 128,256 x 4 bytes = 66 MB.
 TEXT_CHUNK_ROWS = 128
 
@@ -256,14 +260,16 @@ def audio_loss_sums(
     return losses.sum(dim=0)
 
 
-def normalised_codebook_weights(weights: Sequence[float] | None, num_codebooks: int) -> tuple[float, ...]:
-    """Codebook weights that sum to 1; equal where none are given.
+def normalised_codebook_weights(weights: Sequence[float] | str | None, num_codebooks: int) -> tuple[float, ...]:
+    """Codebook weights that sum to 1; equal where none are given. A name is one of CODEBOOK_WEIGHTS, or "equal".
 
     Raises:
         UserError: there is not one for every codebook.
     """
-    if weights is None:
+    if weights is None or weights == "equal":
         return (1.0 / num_codebooks,) * num_codebooks
+    if isinstance(weights, str):
+        weights = CODEBOOK_WEIGHTS[weights]
     if len(weights) != num_codebooks:
         raise UserError(
             f"loss.codebook_weights: found {len(weights)}, the base checkpoint has {num_codebooks} codebooks"
@@ -299,7 +305,7 @@ class LossWeights:
 
     @classmethod
     def build(
-        cls, *, text: float, audio: float, codebooks: Sequence[float] | None, num_codebooks: int
+        cls, *, text: float, audio: float, codebooks: Sequence[float] | str | None, num_codebooks: int
     ) -> "LossWeights":
         """Raises UserError for another number of codebook weights than the model has codebooks."""
         return cls(text, audio, normalised_codebook_weights(codebooks, num_codebooks))

@@ -54,6 +54,8 @@ FIXED_BEFORE = {
     "optim.loraplus_lr_ratio": 1.0,
     "optim.layer_decay": 1.0,
 }
+# How pydantic calls the members of a union, beside the key.
+BRANCHES = ("function-", "literal[", "tuple[", "dict[")
 MAX_SHOWN = 120  # characters of a wrong value in a message
 
 
@@ -182,7 +184,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _describe(error: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("function-", "literal[")))
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(BRANCHES))
     if error["type"] == "extra_forbidden":
         near = nearest_key(key)
         return f"{key}: unknown key" + (f"; did you mean {near}?" if near and key.count(".") == 1 else "")

@@ -63,8 +63,10 @@ class LossConfig(Section):
 
     text_weight: PositiveOrZero = Field(1.0, description="Factor of text_loss.")
     audio_weight: PositiveOrZero = Field(1.0, description="Factor of audio_loss.")
-    codebook_weights: tuple[PositiveOrZero, ...] | None = Field(
-        None, description="One per codebook, normalised to sum 1; equal if unset."
+    codebook_weights: Literal["equal", "falling", "first"] | tuple[PositiveOrZero, ...] | None = Field(
+        None,
+        description="One per codebook, normalised to sum 1, or a preset for 8: falling (8,8,6,6,4,4,2,2), "
+        "first (8,1,1,1,1,1,1,1). Equal if unset.",
     )
     eos_weight: PositiveOrZero = Field(1.0, description="Factor of the loss where speech ends, in training.")
 
@@ -72,7 +74,7 @@ class LossConfig(Section):
     def _something_to_learn(self) -> "LossConfig":
         if self.text_weight == self.audio_weight == 0:
             raise ValueError("text_weight and audio_weight are both 0: nothing would be learned")
-        if self.codebook_weights is not None and not 0 < sum(self.codebook_weights) < math.inf:
+        if isinstance(self.codebook_weights, tuple) and not 0 < sum(self.codebook_weights) < math.inf:
             raise ValueError("codebook_weights have no sum to divide by: expected numbers of which one is above 0")
         return self
 

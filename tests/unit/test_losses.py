@@ -251,6 +251,9 @@ def test_scales_divide_by_the_global_counts():
 def test_codebook_weights_are_normalised():
     assert normalised_codebook_weights(None, 8) == (0.125,) * 8
     assert normalised_codebook_weights([1, 3], 2) == (0.25, 0.75)
+    assert normalised_codebook_weights("equal", 4) == (0.25,) * 4
+    assert normalised_codebook_weights("falling", 8) == tuple(weight / 40 for weight in (8, 8, 6, 6, 4, 4, 2, 2))
+    assert normalised_codebook_weights("first", 8) == (8 / 15, *[1 / 15] * 7)
 
 
 @pytest.mark.parametrize("size", [1, 8, 33])
