@@ -141,6 +141,7 @@ class FixedPrompt:
     batch: the whole sample, for teacher-forced accuracy.
     target_codes: [codebooks, frames], what is to follow; empty where nothing is known.
     reference_codes: [codebooks, frames] of the last audio before it; None where there is none.
+    text: what is to be said; None where nobody asked for it.
     """
 
     number: int
@@ -149,3 +150,4 @@ class FixedPrompt:
     batch: Batch
     target_codes: torch.Tensor
     reference_codes: torch.Tensor | None
+    text: str | None = None

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from ds_higgs.config import Config, DataConfig
+from ds_higgs.config import Config, DataConfig, EvalConfig
 from ds_higgs.config.sources import TrainSource
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.cache import default_code_cache
@@ -41,6 +42,8 @@ from ds_higgs.model.generation import Sampling
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 from ds_higgs.run_folder import RunFolder
 from ds_higgs.speech.in_training import Listener
+from ds_higgs.speech.judges import SpeakerJudge, Transcriber
+from ds_higgs.speech.judging import Judges
 from ds_higgs.speech.samples import Synthesizer
 
 
@@ -253,20 +256,47 @@ def code_cache_dir(config: DataConfig) -> Path:
     return config.cache_dir or default_code_cache()
 
 
+def build_judges(config: EvalConfig) -> Judges:
+    """Who listens to what is spoken in the training, loaded on the CPU; nobody where no key names a model.
+
+    Raises:
+        UserError: one cannot be loaded, or knows no such language.
+    """
+    judges = Judges(
+        None if config.asr is None else Transcriber(config.asr, language=config.language),
+        None if config.speaker_model is None else SpeakerJudge(config.speaker_model),
+    )
+    if judges.present:
+        with phase("loading the judges"):
+            judges.load()
+    return judges
+
+
 def build_listener(
-    config: Config, datasets: Sequence[HiggsDataset], rules: SampleRules, ranks: Ranks
+    config: Config, datasets: Sequence[HiggsDataset], rules: SampleRules, ranks: Ranks, judges: Judges
 ) -> Listener | None:
     """What speaks validation prompts while the run trains, where `eval.num_audio_samples` asks for it."""
     if config.eval.num_audio_samples == 0 or not datasets:
         return None
+    device = distributed.training_device(ranks)
+    judge_device = device if config.eval.judge_device == "auto" else torch.device("cpu")
+    if judges.present:
+        logger.info("judges: %.2f GB, on %s while they listen", judges.num_bytes / 1e9, judge_device)
     synthesizer = Synthesizer(
-        rules.codec.load(distributed.training_device(ranks)),
+        rules.codec.load(device),
         sampling=Sampling(),
         seed=config.run.seed,
         max_seconds=config.eval.max_audio_s,
     )
-    prompts = choose_prompts_of_all(datasets, BatchCollator(rules.layout), count=config.eval.num_audio_samples)
-    return Listener(prompts, synthesizer, run_dir=config.run.output_dir, ranks=ranks)
+    prompts = choose_prompts_of_all(
+        datasets,
+        BatchCollator(rules.layout),
+        count=config.eval.num_audio_samples,
+        with_texts=judges.transcriber is not None,
+    )
+    return Listener(
+        prompts, synthesizer, run_dir=config.run.output_dir, ranks=ranks, judges=judges, judge_device=judge_device
+    )
 
 
 def samples_without_audio(dataset: HiggsDataset) -> list[str]:

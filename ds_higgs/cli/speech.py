@@ -207,8 +207,9 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from ds_higgs.commands.evaluate import Judges, build_columns, compare, describe_endings, format_table
+    from ds_higgs.commands.evaluate import build_columns, compare, describe_endings, format_table
     from ds_higgs.speech.judges import SpeakerJudge, Transcriber
+    from ds_higgs.speech.judging import Judges
 
     if arguments.keep is not None and arguments.no_base:
         raise UserError("--keep compares with the base; expected it without --no-base")

@@ -33,6 +33,8 @@ def run_estimate(config: Config, *, world_size: int, positions: int, card_gib: S
     print_answer(
         f"\nFlashAttention takes {workspace / GIB:.3f} GiB for itself in every layer's backward pass, within the above."
     )
+    if config.eval.asr or config.eval.speaker_model:
+        print_answer("The judges of eval are not in the above: they are on the GPU between steps, while they listen.")
     for gib, (stage, fits) in stages.items():
         says = f" (auto: ZeRO-{stage}{'' if fits else ', which does not fit'})" if is_open else ""
         print_answer(f"\nA card of {gib:g} GiB holds, of samples of {positions} positions{says}:")

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,20 @@ import numpy as np
 import torch
 
 from ds_higgs.adapters.record import LOSSES
-from ds_higgs.batch import Batch, FixedPrompt
+from ds_higgs.batch import Batch
 from ds_higgs.commands.generate import SpeechOptions, VoiceOptions, load_voice
 from ds_higgs.commands.voice import Voice
 from ds_higgs.config import LossConfig
 from ds_higgs.data.dataset import HiggsDataset
-from ds_higgs.data.manifest import read_manifest, sample_id
-from ds_higgs.data.prompts import choose_prompts, spoken_text
+from ds_higgs.data.prompts import add_texts, choose_prompts
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_json
 from ds_higgs.job.answers import print_answer
 from ds_higgs.run_folder import EVALUATION_FILE
 from ds_higgs.speech.endings import count_endings
-from ds_higgs.speech.judges import SpeakerJudge, Transcriber
+from ds_higgs.speech.judging import Judges, error_rates
 from ds_higgs.speech.measures import average
 from ds_higgs.speech.samples import Synthesizer, speak_all
-from ds_higgs.speech.transcripts import ErrorCount, count_character_errors, count_word_errors, total_errors
 from ds_higgs.training.metrics import json_values
 from ds_higgs.training.step_module import StepModule
 from ds_higgs.training.stop_and_onset import Landmarks, known_averages
@@ -63,16 +60,7 @@ MEASURES: tuple[tuple[str, str, bool | None], ...] = (
     ("character_error_rate", "character error rate", False),
     ("speaker_similarity", "speaker similarity", True),
 )
-_ERRORS = ("word_errors", "character_errors")
-_NO_AVERAGE = ("number", "seconds", "repeats", *_ERRORS)
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The optional models that listen."""
-
-    transcriber: Transcriber | None = None
-    speaker: SpeakerJudge | None = None
+_NO_AVERAGE = ("number", "seconds", "repeats")
 
 
 @dataclass(frozen=True)
@@ -176,38 +164,12 @@ def listen(
 ) -> list[dict[str, Any]]:
     """Speak and measure up to `count` samples; a row for each, its `file` relative to `out`."""
     items = choose_prompts(dataset, voice.collator, count=count)
+    if judges.transcriber is not None:
+        items = add_texts(items, dataset.manifest)
     synthesizer = Synthesizer(voice.codec, sampling=speech.sampling, seed=speech.seed, max_seconds=speech.max_seconds)
     synthesizer.save_originals(out, items)
-    texts = _texts(dataset.manifest, {item.sample_id for item in items}) if judges.transcriber else {}
-    judge = partial(_judge, synthesizer=synthesizer, judges=judges, texts=texts)
-    rows = speak_all(voice.model, items, synthesizer, out / name, judge=judge)
+    rows = speak_all(voice.model, items, synthesizer, out / name, judges=judges)
     return [{**row, "file": str(Path(row["file"]).relative_to(out))} for row in rows]
-
-
-def _texts(manifest: Path, wanted: set[str]) -> dict[str, str]:
-    entries = ((sample_id(manifest, entry.number), entry) for entry in read_manifest(manifest))
-    return {name: spoken_text(entry.data) for name, entry in entries if name in wanted}
-
-
-def _judge(
-    item: FixedPrompt, waveform: np.ndarray, *, synthesizer: Synthesizer, judges: Judges, texts: dict[str, str]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    rate = synthesizer.codec.sampling_rate
-    if judges.transcriber is not None:
-        heard = judges.transcriber.transcribe(waveform, sampling_rate=rate) if len(waveform) else ""
-        wanted = texts[item.sample_id]
-        row |= {"text": wanted, "heard": heard}
-        row["word_errors"] = vars(count_word_errors(wanted, heard))
-        row["character_errors"] = vars(count_character_errors(wanted, heard))
-    if judges.speaker is not None:
-        original = item.reference_codes if item.reference_codes is not None else item.target_codes
-        row["speaker_similarity"] = (
-            judges.speaker.similarity(waveform, synthesizer.decode(original), sampling_rate=rate)
-            if len(waveform)
-            else None
-        )
-    return row
 
 
 def summarise_samples(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -217,12 +179,7 @@ def summarise_samples(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         | {"stop_rate": row["stopped_by"] == "eos"}
         for row in rows
     ]
-    rates = {
-        errors.replace("errors", "error_rate"): total_errors(ErrorCount(**row[errors]) for row in rows).rate
-        for errors in _ERRORS
-        if rows and errors in rows[0]
-    }
-    return average(plain) | rates | count_endings(rows)
+    return average(plain) | error_rates(rows) | count_endings(rows)
 
 
 def format_table(evaluations: Sequence[Evaluation], write: Callable[[str], object] = print_answer) -> None:

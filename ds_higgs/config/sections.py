@@ -31,7 +31,16 @@ BestMeasure = Literal[
     "stop_rate",
     "silence_share",
     "mel_cepstral_distance",
+    "word_error_rate",
+    "character_error_rate",
+    "speaker_similarity",
 ]
+# Measures that take a judge, and the key of eval that names it.
+_JUDGED_BY = {
+    "word_error_rate": "asr",
+    "character_error_rate": "asr",
+    "speaker_similarity": "speaker_model",
+}
 
 
 class RunConfig(Section):
@@ -112,12 +121,45 @@ class EvalConfig(Section):
     weights: Literal["trained", "ema"] = Field(
         "trained", description="What is evaluated and kept as adapters/best: the weights, or optim.ema_decay's average."
     )
+    asr: PathText | None = Field(
+        None, description="Speech recogniser of transformers, folder or hub id: error rates of the spoken samples."
+    )
+    language: Text | None = Field(
+        None, description="Language that a multilingual Whisper model hears, such as arabic; it guesses if unset."
+    )
+    speaker_model: PathText | None = Field(
+        None, description="X-vector model of transformers, folder or hub id: how like the voices are."
+    )
+    judge_device: Literal["auto", "cpu"] = Field(
+        "auto", description="Where both listen; auto: on the GPU, and in CPU memory between evaluations."
+    )
     best_by: BestMeasure | None = Field(
         None, description="Keep adapters/best by this measure: a validation loss, or one of the spoken samples."
     )
     patience: Count | None = Field(
         None, description="Stop after this many evaluations in a row without a better value of best_by."
     )
+
+    @model_validator(mode="after")
+    def _judges_have_work(self) -> "EvalConfig":
+        for key in ("asr", "speaker_model"):
+            if getattr(self, key) is not None and not self.num_audio_samples:
+                raise ValueError(f"{key} needs num_audio_samples: there is nothing to listen to")
+        if self.language is not None and self.asr is None:
+            raise ValueError("language needs asr: it is what the recogniser hears")
+        wanted = _JUDGED_BY.get(self.best_by or "")
+        if wanted is not None and getattr(self, wanted) is None:
+            raise ValueError(f"best_by {self.best_by} needs {wanted}: a model that judges")
+        return self
+
+    @property
+    def best_judge(self) -> str | None:
+        """What decides values of best_by beside the model that is trained: a judge's name, and its language."""
+        judge = _JUDGED_BY.get(self.best_by or "")
+        if judge is None:
+            return None
+        name = getattr(self, judge)
+        return f"{name}, {self.language}" if judge == "asr" and self.language else name
 
 
 class LoggingConfig(Section):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ds_higgs.batch import IGNORE_INDEX, FixedPrompt, ModelInputs
 from ds_higgs.data.chatml import parse_sample, tokenize
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.dataset import HiggsDataset
+from ds_higgs.data.manifest import read_manifest, sample_id
 from ds_higgs.data.prompt_forms import PromptForm, ReferenceTurn, VoiceRequest, take_form, write_sample
 from ds_higgs.layout import AudioLayout
 
@@ -73,15 +75,28 @@ def choose_prompts(dataset: HiggsDataset, collator: BatchCollator, *, count: int
 
 
 def choose_prompts_of_all(
-    datasets: Sequence[HiggsDataset], collator: BatchCollator, *, count: int
+    datasets: Sequence[HiggsDataset], collator: BatchCollator, *, count: int, with_texts: bool = False
 ) -> list[FixedPrompt]:
-    """`choose_prompts` from several data sets, as evenly as `count` can be split; those of the first come first."""
+    """`choose_prompts` from several data sets, as evenly as `count` can be split; those of the first come first.
+
+    Args:
+        with_texts: whether each has its text, for which the manifests are read once more.
+    """
     found: list[FixedPrompt] = []
     for place, dataset in enumerate(datasets):
         share = -(-(count - len(found)) // (len(datasets) - place))
         chosen = choose_prompts(dataset, collator, count=share)
+        chosen = add_texts(chosen, dataset.manifest) if with_texts else chosen
         found += [replace(prompt, number=len(found) + number) for number, prompt in enumerate(chosen)]
     return found
+
+
+def add_texts(prompts: Sequence[FixedPrompt], manifest: Path) -> list[FixedPrompt]:
+    """The prompts, chosen of this manifest's samples, with what each is to say."""
+    wanted = {prompt.sample_id for prompt in prompts}
+    entries = ((sample_id(manifest, entry.number), entry) for entry in read_manifest(manifest))
+    texts = {name: spoken_text(entry.data) for name, entry in entries if name in wanted}
+    return [replace(prompt, text=texts[prompt.sample_id]) for prompt in prompts]
 
 
 def _fix_prompt(dataset: HiggsDataset, collator: BatchCollator, index: int, number: int) -> FixedPrompt:

@@ -19,10 +19,12 @@ from ds_higgs.errors import UserError
 from ds_higgs.report.series import EVAL_CURVES, SAMPLE_CURVES, SAMPLE_MEASURES, STEP_CURVES, finite, read_curve
 from ds_higgs.run_folder import EVALUATION_FILE, RunFolder
 from ds_higgs.speech.in_training import summarise_rows
+from ds_higgs.speech.judging import ERROR_RATES
 
 logger = logging.getLogger(__name__)
 
 MAX_LISTED = 50
+_ERROR_COUNT = {"edits": int, "length": int}
 HISTOGRAM_BINS = 12
 
 
@@ -101,10 +103,18 @@ def _by_step(lines: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, 
 
 
 def read_samples(run: RunFolder) -> list[dict[str, Any]]:
-    """The spoken samples whose lines say which they are and where; a measure that is no number is None."""
+    """The spoken samples whose lines say which they are and where; a measure that is no number is None.
+
+    Of errors only those are there that can be counted.
+    """
     kinds = {"number": int, "sample_id": str, "file": str}
     rows = [row for row in run.events("sample") if all(isinstance(row.get(key), kind) for key, kind in kinds.items())]
-    return [row | {key: finite(row.get(key)) for key in SAMPLE_MEASURES} for row in rows]
+    plain = ({key: value for key, value in row.items() if key not in ERROR_RATES or _is_count(value)} for row in rows)
+    return [row | {key: finite(row.get(key)) for key in SAMPLE_MEASURES} for row in plain]
+
+
+def _is_count(errors: Any) -> bool:
+    return isinstance(errors, dict) and {key: type(value) for key, value in errors.items()} == _ERROR_COUNT
 
 
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:

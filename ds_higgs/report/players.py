@@ -14,6 +14,7 @@ from ds_higgs.data.prompts import spoken_text
 from ds_higgs.report.collect import read_entries, read_samples
 from ds_higgs.report.series import SAMPLE_MEASURES
 from ds_higgs.run_folder import REFERENCES, TARGETS, RunFolder
+from ds_higgs.speech.judging import error_rates
 from ds_higgs.speech.samples import wav_path
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,17 @@ def _collect_prompt(
         used += len(uri or "")
         players[step] = uri
     for step, row in sorted(by_step.items()):
-        measures = {key: row[key] for key in SAMPLE_MEASURES}
-        said.append({"step": step, "audio": players[step], "stopped_by": str(row.get("stopped_by")), **measures})
+        measures = {key: row[key] for key in SAMPLE_MEASURES} | error_rates([row])
+        heard = row.get("heard")
+        said.append(
+            {
+                "step": step,
+                "audio": players[step],
+                "stopped_by": str(row.get("stopped_by")),
+                "heard": heard if isinstance(heard, str) else None,
+                **measures,
+            }
+        )
     return {
         "number": number,
         "sample_id": rows[0]["sample_id"],

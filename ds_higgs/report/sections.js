@@ -172,6 +172,9 @@ function samples() {
   if (!runs.length) return [];
   const leftOut = runs.reduce((sum, run) => sum + run.players.left_out, 0);
   const charts = [
+    ["samples/word_error_rate", "Word error rate", "by the recogniser", percent],
+    ["samples/character_error_rate", "Character error rate", "by the recogniser", percent],
+    ["samples/speaker_similarity", "Similarity of the voices", "cosine, 1 is the same", number],
     ["samples/code_accuracy", "Code accuracy", "teacher-forced", percent],
     ["samples/stop_rate", "Stop rate", "ended by the model", percent],
     ["samples/duration_ratio", "Duration ratio", "1 is the target's length", number],
@@ -208,12 +211,15 @@ function saidPlayer(run, said) {
     `${number(said.duration_ratio, 3)} × the target's length`,
     said.mel_cepstral_distance === null || said.mel_cepstral_distance === undefined ? null : `${number(said.mel_cepstral_distance, 3)} dB away`,
     said.code_accuracy === null || said.code_accuracy === undefined ? null : `${percent(said.code_accuracy)} of codes right`,
+    said.word_error_rate === undefined ? null : `${percent(said.word_error_rate)} of words wrong`,
+    said.speaker_similarity === null || said.speaker_similarity === undefined ? null : `voice ${number(said.speaker_similarity, 3)}`,
   ].filter(Boolean).join(", ");
   const label = [
     element("b", {}, `Step ${said.step.toLocaleString("en")}`),
     RUNS.length > 1 ? runName(run, RUNS.indexOf(run)) : null,
     said.stopped_by === "eos" ? null : element("span", { class: "bad" }, "did not end"),
     element("span", {}, facts),
+    said.heard ? element("span", { class: "heard", dir: "auto" }, `heard: ${said.heard}`) : null,
   ];
   return player(said.audio, label);
 }

@@ -21,8 +21,24 @@ STEP_CURVES = (
 )
 # Keys of "eval" lines that are drawn: the losses, and what is known of ends and onsets.
 EVAL_CURVES = (*LOSSES, *ALL_AVERAGES)
-SAMPLE_MEASURES = ("seconds", "duration_ratio", "silence_share", "mel_cepstral_distance", "code_accuracy")
-SAMPLE_CURVES = ("code_accuracy", "stop_rate", "duration_ratio", "silence_share", "mel_cepstral_distance")
+SAMPLE_MEASURES = (
+    "seconds",
+    "duration_ratio",
+    "silence_share",
+    "mel_cepstral_distance",
+    "code_accuracy",
+    "speaker_similarity",
+)
+SAMPLE_CURVES = (
+    "word_error_rate",
+    "character_error_rate",
+    "speaker_similarity",
+    "code_accuracy",
+    "stop_rate",
+    "duration_ratio",
+    "silence_share",
+    "mel_cepstral_distance",
+)
 
 Point = tuple[float, float | None]
 

@@ -18,6 +18,7 @@ from ds_higgs.model.lora import unwrap
 from ds_higgs.run_folder import REFERENCES, TARGETS
 from ds_higgs.speech.accuracy import measure_accuracy
 from ds_higgs.speech.endings import judge_ending
+from ds_higgs.speech.judging import Judges
 from ds_higgs.speech.measures import measure_speech
 
 # Prompts that are spoken in one generation: of the released model, 0.15 GB each for 20 s.
@@ -95,6 +96,12 @@ class Synthesizer:
         """[codebooks, frames] -> mono float32; nothing for no frames."""
         return self.codec.decode(codes) if codes.shape[1] else np.zeros(0, dtype=np.float32)
 
+    def ask(self, judges: Judges | None, item: FixedPrompt, waveform: np.ndarray) -> dict[str, Any]:
+        """What the judges make of what was said to a prompt; nothing without any."""
+        if judges is None:
+            return {}
+        return judges.judge(item, waveform, decode=self.decode, sampling_rate=self.codec.sampling_rate)
+
     def save_originals(self, folder: Path, items: Sequence[FixedPrompt]) -> None:
         """Write target and reference of every prompt, as the codec gives them back."""
         for item in items:
@@ -110,13 +117,13 @@ def speak_all(
     synthesizer: Synthesizer,
     folder: Path,
     *,
-    judge: Callable[[FixedPrompt, np.ndarray], dict[str, Any]] | None = None,
+    judges: Judges | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Speak all prompts to `folder`/NNN.wav, several at once; a row of measures for each, with the file's path.
 
     Args:
-        judge: further measures of a prompt's waveform.
+        judges: those who listen to it too.
         stop: asked at every frame whether to leave the rest; what is half said is left too.
     """
     rows: list[dict[str, Any]] = []
@@ -128,7 +135,7 @@ def speak_all(
             spoken = synthesizer.measure(model, item, codes)
             file = wav_path(folder, item.number)
             save_wav(file, spoken.waveform, synthesizer.codec)
-            rows.append({**spoken.row, "file": str(file), **(judge(item, spoken.waveform) if judge else {})})
+            rows.append({**spoken.row, "file": str(file), **synthesizer.ask(judges, item, spoken.waveform)})
     return rows
 
 

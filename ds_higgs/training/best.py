@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-HIGHER_IS_BETTER = frozenset({"code_accuracy", "stop_rate"})
+HIGHER_IS_BETTER = frozenset({"code_accuracy", "stop_rate", "speaker_similarity"})
 
 
 @dataclass
@@ -16,6 +16,7 @@ class Best:
     patience: evaluations without a better value after which a run has to end; None: it never has to.
     step: at which the best value was reached.
     since: evaluations after it.
+    judge: the model that the measure is of, where there is one: values of two are not to be compared.
     """
 
     measure: str | None
@@ -23,6 +24,7 @@ class Best:
     value: float | None = None
     step: int = 0
     since: int = 0
+    judge: str | None = None
 
     def update(self, values: Mapping[str, Any], *, step: int) -> bool:
         """Take in an evaluation; whether it is the best so far. One without a value of the measure does not count."""
@@ -47,6 +49,6 @@ class Best:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; from nothing, where that went by another measure."""
-        if state["measure"] == self.measure:
+        """Go on from a checkpoint; from nothing, where that went by another measure or judge."""
+        if (state["measure"], state.get("judge")) == (self.measure, self.judge):
             self.value, self.step, self.since = state["value"], state["step"], state["since"]

@@ -12,7 +12,7 @@ from ds_higgs.data.loader import StepLoader
 from ds_higgs.job.logs import logger, phase
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.losses import LossWeights
-from ds_higgs.speech.in_training import Listener, log_audio, summarise_rows
+from ds_higgs.speech.in_training import Listener, describe_speech, log_audio, summarise_rows
 from ds_higgs.training.metrics import MetricsFile, track
 from ds_higgs.training.position import Position
 from ds_higgs.training.save_errors import save_errors
@@ -115,7 +115,8 @@ class Evaluations:
         for row in rows:
             self._metrics.write("sample", step=step, **row)
         values = summarise_rows(rows)
-        logger.info("step %d: %d samples, %.0f %% ended by the model", step, len(rows), 100 * values["stop_rate"])
+        self._metrics.write("listening", step=step, num_samples=len(rows), **values)
+        logger.info("step %d: %d samples, %s", step, len(rows), describe_speech(values))
         track(self._engine, step, {f"samples/{name}": value for name, value in values.items()})
         with save_errors(tolerate=self._metrics.tolerate_errors):
             log_audio(self._engine, listener.run_dir, rows, step)

@@ -53,5 +53,5 @@ class Position:
 
     def events_due(self) -> set[str]:
         """The events in metrics.jsonl of what is due: what it holds of them at this step does not count."""
-        due = {"eval": self.validation_due, "sample": self.listening_due}
+        due = {"eval": self.validation_due, "sample": self.listening_due, "listening": self.listening_due}
         return {event for event, is_due in due.items() if is_due}

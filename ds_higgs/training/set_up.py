@@ -24,6 +24,7 @@ from ds_higgs.losses import LossWeights
 from ds_higgs.model.loading import HiggsAudioModel, resolve_base
 from ds_higgs.model.signature import check_model_class
 from ds_higgs.speech.in_training import Listener
+from ds_higgs.speech.judging import Judges
 from ds_higgs.training.batch_plan import decide_batches
 from ds_higgs.training.engine import (
     build_engine,
@@ -60,7 +61,8 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
 
     check_model_class(HiggsAudioModel, allow_fork=config.model.allow_fork)
     base = resolve_base(config.model.base, config.model.revision)
-    material = _build_material(config, base, ranks, stop_requests)
+    judges = setup.build_judges(config.eval)
+    material = _build_material(config, base, ranks, stop_requests, judges)
     checkpoint = find_checkpoint(config.run.output_dir, resume=config.checkpoint.resume)
 
     stop_requests.stop_here()
@@ -164,7 +166,7 @@ def longest_sample(datasets: list[HiggsDataset]) -> int:
     return max(int(dataset.lengths.max()) for dataset in datasets)
 
 
-def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: StopRequests) -> _Material:
+def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: StopRequests, judges: Judges) -> _Material:
     rules = setup.build_sample_rules(config.data, base)
     check_ranks_stay_together(config, whisper=rules.layout.whisper, world_size=ranks.world_size)
     weights = build_loss_weights(config.loss, num_codebooks=rules.layout.num_codebooks)
@@ -189,7 +191,7 @@ def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: Sto
         val=val,
         train_loader=train_loader,
         validation_sets=validation_sets,
-        listener=setup.build_listener(config, val, rules, ranks),
+        listener=setup.build_listener(config, val, rules, ranks, judges),
         weights=weights,
         landmarks=Landmarks.of(rules),
         total_steps=train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps),

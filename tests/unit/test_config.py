@@ -259,6 +259,11 @@ def test_samples_need_prompts():
         ({"eval.best_by": "audio_loss"}, "best_by needs data.val_manifest"),
         ({"eval.best_by": "stop_rate", "data.val_manifest": "v"}, "best_by stop_rate needs num_audio_samples"),
         ({"eval.weights": "ema"}, r"eval: weights ema needs optim\.ema_decay"),
+        ({"eval.best_by": "word_error_rate", "eval.num_audio_samples": 2}, "best_by word_error_rate needs asr"),
+        ({"eval.best_by": "speaker_similarity", "eval.num_audio_samples": 2}, "needs speaker_model"),
+        ({"eval.asr": "openai/whisper-small"}, "asr needs num_audio_samples"),
+        ({"eval.speaker_model": "m"}, "speaker_model needs num_audio_samples"),
+        ({"eval.language": "arabic"}, "language needs asr"),
     ],
 )
 def test_the_best_needs_something_to_be_measured_by(changes, message):

@@ -80,6 +80,16 @@ def write_sample(folder: Path, step: int, number: int) -> dict:
         **{"event": "sample", "step": step, "number": number, "sample_id": f"val.json:{number}", "file": file},
         **{"stopped_by": "eos" if step else "length", "seconds": 1.0, "duration_ratio": 0.9, "silence_share": 0.1},
         **{"mel_cepstral_distance": 6.5, "code_accuracy": 0.5, "code_accuracy_per_codebook": [0.5] * 8},
+        **judged(step, number),
+    }
+
+
+def judged(step: int, number: int) -> dict:
+    """What judges say of a prompt of 4 words, or of 12: fewer errors with every step."""
+    words = {"edits": 4 - step // 10, "length": 12 if number else 4}
+    return {
+        **{"text": "صباح الخير", "heard": "صباح", "word_errors": words, "character_errors": {"edits": 1, "length": 9}},
+        "speaker_similarity": 0.5 + step / 100,
     }
 
 
@@ -123,6 +133,25 @@ def test_curves_tell_of_ends_and_onsets(runs: tuple[Path, Path]):
     kinds = ("false_eos_rate", "onset_audio_loss", "later_audio_loss", "audio_start_loss", "end_tokens_loss")
     assert {f"val/{kind}" for kind in kinds} <= set(curves)
     assert "val/words_loss" not in curves
+
+
+def test_curves_and_players_tell_what_judges_heard(runs: tuple[Path, Path], tmp_path: Path):
+    collected = collect_run(RunFolder.open(runs[0]))
+    assert collected["curves"]["samples/word_error_rate"] == [(0.0, 0.5), (20.0, 0.25), (40.0, 0.0)]  # 8 of 16 words
+    assert collected["curves"]["samples/speaker_similarity"] == [(0.0, 0.5), (20.0, 0.7), (40.0, 0.9)]
+    said = collect_players(RunFolder.open(runs[0]), budget_bytes=10**9)["prompts"][1]["said"][1]
+    assert (said["heard"], said["word_error_rate"], said["speaker_similarity"]) == ("صباح", 2 / 12, 0.7)
+
+    folder = shutil.copytree(runs[0], tmp_path / "damaged")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    damages: list = [{"edits": "3", "length": 4}, None, {"edits": 1}, 7, {"edits": 1.5, "length": 2}, [1, 2]]
+    for line, damage in zip((line for line in lines if line["event"] == "sample"), damages, strict=True):
+        line |= {"word_errors": damage, "heard": damage}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves = collect_run(RunFolder.open(folder))["curves"]
+    assert "samples/word_error_rate" not in curves
+    assert "samples/character_error_rate" in curves
+    assert collect_players(RunFolder.open(folder), budget_bytes=10**9)["prompts"][0]["said"][0]["heard"] is None
 
 
 def test_a_long_curve_is_thinned_by_means():

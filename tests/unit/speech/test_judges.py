@@ -4,32 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import (
-    Wav2Vec2Config,
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForCTC,
-    WavLMConfig,
-    WavLMForXVector,
-)
 
 from ds_higgs.errors import UserError
 from ds_higgs.speech.judges import SpeakerJudge, Transcriber
+from tests.support.judges import write_letter_recogniser, write_speaker_model, write_whisper
 
 RATE = 24_000
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8, 8),
-    "conv_kernel": (10, 5),
-    "conv_stride": (160, 2),
-    "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-}
+ONE_FRAME = 960
 
 
 def sweep(start: float, stop: float, seconds: float = 1.0) -> np.ndarray:
@@ -37,41 +18,42 @@ def sweep(start: float, stop: float, seconds: float = 1.0) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * (start + (stop - start) * time / seconds / 2) * time)).astype(np.float32)
 
 
-@pytest.fixture
-def speaker_model(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    config = WavLMConfig(**TINY, tdnn_dim=(8, 8), tdnn_kernel=(3, 1), tdnn_dilation=(1, 1), xvector_output_dim=4)
-    WavLMForXVector(config).save_pretrained(tmp_path)
-    Wav2Vec2FeatureExtractor(sampling_rate=16_000).save_pretrained(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def recogniser(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    letters = ["<pad>", "<unk>", "<s>", "</s>", "|", *"abcdefgh"]
-    (tmp_path / "vocab.json").write_text(str({letter: i for i, letter in enumerate(letters)}).replace("'", '"'))
-    Wav2Vec2CTCTokenizer(tmp_path / "vocab.json").save_pretrained(tmp_path)
-    Wav2Vec2ForCTC(Wav2Vec2Config(**TINY, vocab_size=len(letters))).save_pretrained(tmp_path)
-    Wav2Vec2FeatureExtractor(sampling_rate=16_000).save_pretrained(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("judges")
+    writers = {"voice": write_speaker_model, "letters": write_letter_recogniser, "whisper": write_whisper}
+    return {name: str(write(folder / name)) for name, write in writers.items()}
 
 
 @pytest.mark.costly
-def test_a_voice_is_most_like_itself(speaker_model: Path):
-    judge = SpeakerJudge(str(speaker_model))
+def test_a_voice_is_most_like_itself(models: dict[str, str]):
+    judge = SpeakerJudge(models["voice"])
     low, high = sweep(100, 200), sweep(2000, 4000)
     assert judge.similarity(low, low, sampling_rate=RATE) == pytest.approx(1.0, abs=1e-5)
     assert judge.similarity(low, high, sampling_rate=RATE) < 1 - 1e-5
     assert judge.embed(low, sampling_rate=RATE).norm() == pytest.approx(1.0, abs=1e-5)
+    assert judge.embed(low[:ONE_FRAME], sampling_rate=RATE).norm() == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.costly
-def test_a_recogniser_writes_its_letters(recogniser: Path):
-    transcriber = Transcriber(str(recogniser))
+def test_a_recogniser_writes_its_letters(models: dict[str, str]):
+    transcriber = Transcriber(models["letters"])
     text = transcriber.transcribe(sweep(100, 4000), sampling_rate=RATE)
     assert set(text) <= set("abcdefgh <>unks/")
     assert text == transcriber.transcribe(sweep(100, 4000), sampling_rate=RATE)
+    assert isinstance(transcriber.transcribe(sweep(100, 4000)[:ONE_FRAME], sampling_rate=RATE), str)
+
+
+@pytest.mark.costly
+def test_whisper_hears_short_and_long_speech_in_its_language(models: dict[str, str]):
+    transcriber = Transcriber(models["whisper"], language="Arabic")
+    for seconds in (0.04, 1, 31):
+        assert isinstance(transcriber.transcribe(sweep(100, 4000, seconds), sampling_rate=RATE), str)
+    assert transcriber.num_bytes > 0
+    with pytest.raises(UserError, match="knows no language 'klingon'; expected one of arabic, english"):
+        Transcriber(models["whisper"], language="klingon").load()
+    with pytest.raises(UserError, match="this recogniser takes no language; found 'arabic'"):
+        Transcriber(models["letters"], language="arabic").load()
 
 
 def test_a_model_that_is_not_there_is_the_users_mistake(tmp_path: Path):

@@ -24,6 +24,11 @@ def test_accuracy_gets_better_upwards():
     assert not best.is_over
 
 
+def test_voices_get_better_upwards_and_errors_downwards():
+    assert feed(Best("speaker_similarity", patience=2), [0.1, 0.2, 0.15]) == [True, True, False]
+    assert feed(Best("word_error_rate", patience=2), [0.5, 0.2, 0.3]) == [True, True, False]
+
+
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_is_no_best(broken: float):
     best = Best("loss", patience=1)
@@ -48,3 +53,16 @@ def test_it_goes_on_from_a_checkpoint_unless_the_measure_changed():
     other.load_state_dict(best.state_dict())
     assert resumed == best
     assert other == Best("audio_loss", patience=3)
+
+
+def test_another_judge_begins_anew():
+    best = Best("word_error_rate", patience=3, judge="whisper, arabic")
+    feed(best, [0.5, 0.4])
+    same, other = (Best("word_error_rate", patience=3, judge=judge) for judge in ("whisper, arabic", "whisper"))
+    same.load_state_dict(best.state_dict())
+    other.load_state_dict(best.state_dict())
+    assert (same.value, other.value) == (0.4, None)
+    before = {key: value for key, value in Best("loss", patience=3, value=2.0).state_dict().items() if key != "judge"}
+    resumed = Best("loss", patience=3)
+    resumed.load_state_dict(before)  # of a version without judges
+    assert resumed.value == 2.0

@@ -56,4 +56,6 @@ def test_a_stop_ends_speaking_and_it_stays_due(tmp_path, stop_after, spoken, rec
     evaluations.make(position)
     assert (prompts.is_asked, prompts.spoken) == (stop_after != 0, spoken)
     assert position.listening_due == (recorded == 0)
-    assert [row["event"] for row in read_json_lines(tmp_path / "metrics.jsonl")] == ["sample"] * recorded
+    assert [row["event"] for row in read_json_lines(tmp_path / "metrics.jsonl")] == ["sample"] * recorded + [
+        "listening"
+    ] * bool(recorded)
