@@ -21,7 +21,7 @@ from ds_higgs.checkpoint.trainable import check_same_trainable, engine_precision
 from ds_higgs.errors import UserError
 
 # What of a param group is configured: the config's values win.
-_HYPERPARAMETERS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
+_HYPERPARAMETERS = ("lr", "initial_lr", "betas", "eps", "weight_decay", "momentum")
 
 
 def load_checkpoint(

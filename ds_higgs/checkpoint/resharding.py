@@ -14,6 +14,7 @@ import torch
 
 import ds_higgs.checkpoint.collective as collective
 from ds_higgs.checkpoint.deepspeed_parts import (
+    AVERAGE,
     MASTER,
     WholeState,
     module_read_from,
@@ -23,6 +24,9 @@ from ds_higgs.checkpoint.deepspeed_parts import (
     slice_stages_1_and_2,
 )
 from ds_higgs.checkpoint.pt_files import PtReader, pt_files, read_pt
+from ds_higgs.errors import UserError
+
+SPLITTABLE = {"exp_avg", "exp_avg_sq", AVERAGE}
 
 
 @contextmanager
@@ -45,11 +49,23 @@ class _ReshardingReader(PtReader):
         if Path(path) == self.module_file:
             return {**read_pt(self.module_file), "dp_world_size": collective.world_size()}
         shards = [read_pt(file)["optimizer_state_dict"] for file in self._shard_files]
+        check_can_be_split(shards[0], self._shard_files)
         if self.engine.zero_optimization_stage() == 3:
             shapes = read_pt(self.module_file)["param_shapes"]
             return {"optimizer_state_dict": slice_stage_3(self.engine, join_stage_3(shards, shapes), shards[0])}
         whole = join_stages_1_and_2(shards)
         return {"optimizer_state_dict": slice_stages_1_and_2(self.engine, whole, shards[0])}
+
+
+def check_can_be_split(shard: dict, files: list[Path]) -> None:
+    """Raises UserError for an optimizer whose state is not one number for each weight, in the weights' order."""
+    optimizer = shard["base_optimizer_state" if "base_optimizer_state" in shard else "optimizer_state_dict"]
+    states = optimizer["state"].values()
+    if others := {key for state in states for key in moments_of(state)} - SPLITTABLE:
+        raise UserError(
+            f"{files[0].parent}: its optimizer's state ({', '.join(sorted(others))}) cannot be split anew; expected "
+            f"{len(files)} ranks, which saved it, or optim.type adamw"
+        )
 
 
 def join_stages_1_and_2(shards: list[dict]) -> WholeState:

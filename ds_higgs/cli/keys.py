@@ -42,7 +42,14 @@ READ_BY = {
     "prepare": _SAMPLES,
     "inspect": (*_SAMPLES, "!data.on_bad_sample"),
     "validate": (*_SAMPLES, *_DEEPSPEED, "model.*", "memory.*", "loss.*", "!optim.warmup_steps", "!optim.schedule"),
-    "estimate": (*_MEMORY, "optim.gradient_accumulation_steps", "optim.ema_decay", "eval.asr", "eval.speaker_model"),
+    "estimate": (
+        *_MEMORY,
+        "optim.gradient_accumulation_steps",
+        "optim.ema_decay",
+        "optim.type",
+        "eval.asr",
+        "eval.speaker_model",
+    ),
     "zero-config": _DEEPSPEED,
 }
 

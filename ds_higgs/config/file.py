@@ -42,6 +42,7 @@ FIXED_KEYS = (
     "train.mode",
     "train.only",
     "lora",
+    "optim.type",
     "optim.loraplus_lr_ratio",
     "optim.layer_decay",
     "zero.stage",
@@ -51,6 +52,7 @@ FIXED_KEYS = (
 FIXED_BEFORE = {
     "train.mode": "lora",
     "train.only": None,
+    "optim.type": "adamw",
     "optim.loraplus_lr_ratio": 1.0,
     "optim.layer_decay": 1.0,
 }

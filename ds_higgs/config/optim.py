@@ -9,9 +9,17 @@ from ds_higgs.config.types import Count, CountOrZero, Positive, PositiveOrZero, 
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    type: Literal["adamw", "adamw_8bit", "muon"] = Field(
+        "adamw", description="adamw_8bit: moments in 8 bits (bitsandbytes, CUDA); muon: DeepSpeed's, for whole weights."
+    )
     learning_rate: Positive = Field(2e-4, description="Peak learning rate.")
+    adam_learning_rate: Positive | None = Field(
+        None,
+        description="Muon: peak rate of AdamW, which trains embeddings, heads and norms; learning_rate if unset.",
+    )
+    muon_momentum: Probability = Field(0.95, description="Muon's momentum.")
     loraplus_lr_ratio: Positive = Field(1.0, description="LoRA+: rate of LoRA's B over that of A; 16 is usual.")
     layer_decay: Annotated[float, Field(gt=0, le=1), BeforeValidator(read_number)] = Field(
         1.0, description="Factor of the rate from each layer to the one below it; 0.9 is usual with train.mode full."
@@ -31,6 +39,20 @@ class OptimConfig(Section):
     global_batch_size: Count | None = Field(
         None, description="Samples in a step, of all GPUs; batch_size and accumulation follow from what fits them."
     )
+
+    @model_validator(mode="after")
+    def _muon_is_alone(self) -> "OptimConfig":
+        if self.type != "muon":
+            if self.adam_learning_rate is not None:
+                raise ValueError("adam_learning_rate is for type muon: expected learning_rate alone")
+            return self
+        if self.max_grad_norm != 0:
+            raise ValueError(
+                "type muon needs max_grad_norm 0: DeepSpeed would clip the update, which Muon has made of one size"
+            )
+        if self.layer_decay != 1:
+            raise ValueError("type muon has one rate for all layers: leave out layer_decay")
+        return self
 
     @model_validator(mode="after")
     def _one_size_of_a_step(self) -> "OptimConfig":

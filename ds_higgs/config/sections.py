@@ -232,6 +232,8 @@ class Config(Section):
         train = info.data.get("train")
         if train is not None and train.mode != "lora" and optim.loraplus_lr_ratio != 1:
             raise ValueError(f"train.mode {train.mode} has no LoRA: leave out loraplus_lr_ratio")
+        if train is not None and train.mode == "lora" and optim.type == "muon":
+            raise ValueError("type muon is for train.mode audio_path and full: LoRA's thin matrices are not for it")
         return optim
 
     @field_validator("optim")
@@ -246,9 +248,12 @@ class Config(Section):
 
     @field_validator("zero")
     @classmethod
-    def _zero_is_sound(cls, zero: ZeroConfig) -> ZeroConfig:
+    def _zero_is_sound(cls, zero: ZeroConfig, info: ValidationInfo) -> ZeroConfig:
         if zero.stage == 0 and zero.offload_optimizer:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3: stage 0 does not split the optimizer")
+        optim = info.data.get("optim")
+        if zero.offload_optimizer and optim is not None and optim.type == "adamw_8bit":
+            raise ValueError("offload_optimizer has the moments on the CPU, and optim.type adamw_8bit on the GPU")
         return zero
 
     @field_validator("eval")

@@ -73,5 +73,6 @@ class Policy:
     grouped_lora: bool = True
     supervised_heads: bool = True
     quantized: bool = False
+    optimizer: str = "adamw"  # or "adamw_8bit", "muon"
     averaged: bool = False  # an average of the trained weights is kept
     cuda: bool = True

@@ -7,6 +7,8 @@ from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
 
 GIB = 2**30
 CUDA_CONTEXT_BYTES = int(0.9 * GIB)  # context, cuBLAS workspace, NCCL buffers
+# Of a weight: two in fp32; two of a byte each, with an fp32 scale for 256 of them; Muon's momentum, and the next one.
+MOMENT_BYTES = {"adamw": 2 * FP32, "adamw_8bit": 2 + 2 * FP32 / 256, "muon": 2 * FP32}
 FRAGMENTATION = 0.03  # of what comes and goes: assumed, not measured
 
 
@@ -47,7 +49,7 @@ def _weight_terms(policy: Policy, *, frozen: int, trainable: int, quantizable: i
     # nf4 with double quantization: half a byte and 0.127 bits a weight of scales.
     frozen_bytes = (frozen - packed) * policy.element_bytes + round(packed * 0.516)
     plain_optimizer = policy.zero_stage == 0 and policy.element_bytes == FP32
-    states = 0 if policy.offload_optimizer else 2 * FP32 * trainable // split_states
+    states = 0 if policy.offload_optimizer else int(MOMENT_BYTES[policy.optimizer] * trainable) // split_states
     masters = 0 if policy.offload_optimizer or plain_optimizer else FP32 * trainable // split_states
     return {
         "frozen weights": frozen_bytes // split_weights,

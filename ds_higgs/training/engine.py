@@ -25,6 +25,7 @@ from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.trained import make_trainable
 from ds_higgs.training.memory_plan import MemorySettings
 from ds_higgs.training.metrics import tolerate_tracker_errors
+from ds_higgs.training.optimizers import build_optimizer
 from ds_higgs.training.rates import parameter_groups
 from ds_higgs.training.reduction import look_for_overflow_at_once
 from ds_higgs.training.schedule import count_warmup_steps, learning_rate_factor
@@ -97,6 +98,7 @@ def build_engine(
     with phase("starting DeepSpeed"), loading_extensions(), without_prints():  # it may compile the optimizer
         engine, *_ = deepspeed.initialize(
             model=module,
+            optimizer=build_optimizer(config.optim),
             model_parameters=_groups(config.optim, module),
             config=deepspeed_config,
             lr_scheduler=build_scheduler,

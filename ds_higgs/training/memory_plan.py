@@ -14,6 +14,7 @@ from ds_higgs.model.quantization import check_quantization
 from ds_higgs.sizing.estimator import Estimator, describe_checkpointing
 from ds_higgs.sizing.inputs import BatchShape, Policy
 from ds_higgs.sizing.shape import count_trained_parameters, model_shape
+from ds_higgs.training.optimizers import check_optimizer
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ def choose_memory_settings(config: Config, *, device_type: str) -> MemorySetting
     """Decide what `auto` means on this device; checkpointing, which depends on the data too, is every layer's for now.
 
     Raises:
-        UserError: for kernels, attention or quantization that cannot work here.
+        UserError: for kernels, attention, quantization or an optimizer that cannot work here.
     """
     check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage_number)
+    check_optimizer(config.optim, device_type=device_type)
     memory = config.memory
     kernels = choose_kernels(memory.kernels, device_type=device_type)
     return MemorySettings(
@@ -115,6 +117,7 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         grouped_lora=memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and not quantized,
         supervised_heads=memory.supervised_text_head,
         quantized=quantized,
+        optimizer=config.optim.type,
         averaged=config.optim.ema_decay is not None,
         cuda=cuda,
     )

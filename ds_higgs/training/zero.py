@@ -5,8 +5,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ds_higgs.config import Config, OptimConfig, ZeroConfig
+from ds_higgs.config import Config, ZeroConfig
 from ds_higgs.errors import UserError
+from ds_higgs.training.optimizers import optimizer_keys
 
 # Keys of the JSON that the configuration decides: `zero.extra` may not say otherwise behind its back.
 OWNED_KEYS = {
@@ -21,6 +22,7 @@ OWNED_KEYS = {
     "torch_autocast": "zero.precision",
     "data_types": "zero.fp32_reduction",
     "communication_data_type": "zero.fp32_reduction",
+    "zero_allow_untested_optimizer": "optim.type",
 }
 
 MONITOR_KEYS = frozenset({"comet", "csv_monitor", "tensorboard", "wandb"})
@@ -75,9 +77,9 @@ def build_deepspeed_config(config: Config) -> dict[str, Any]:
         "gradient_accumulation_steps": config.optim.gradient_accumulation_steps,
         "gradient_clipping": config.optim.max_grad_norm,
         "steps_per_print": None,
-        "optimizer": _optimizer(config.optim),
+        **optimizer_keys(config.optim),
         **_precision(zero),
-        "zero_optimization": _zero_optimization(zero),
+        "zero_optimization": _zero_optimization(zero, muon=config.optim.type == "muon"),
         **_monitors(config),
     }
     if not zero.extra:
@@ -96,19 +98,6 @@ def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _optimizer(optim: OptimConfig) -> dict[str, Any]:
-    """AdamW, torch's own fused one: DeepSpeed's are compiled at first use, which takes nvcc even with offload."""
-    parameters = {
-        "lr": optim.learning_rate,
-        "betas": list(optim.betas),
-        "eps": optim.eps,
-        "weight_decay": optim.weight_decay,
-        "torch_adam": True,
-        "fused": True,
-    }
-    return {"type": "AdamW", "params": parameters}
-
-
 def _precision(zero: ZeroConfig) -> dict[str, Any]:
     if zero.precision == "fp32":
         return {"bf16": {"enabled": False}}
@@ -121,12 +110,12 @@ def _precision(zero: ZeroConfig) -> dict[str, Any]:
     return section
 
 
-def _zero_optimization(zero: ZeroConfig) -> dict[str, Any]:
+def _zero_optimization(zero: ZeroConfig, *, muon: bool) -> dict[str, Any]:
     section: dict[str, Any] = {
         "stage": zero.stage_number,
         "overlap_comm": zero.overlap_comm,
         "contiguous_gradients": True,
-        "reduce_scatter": True,
+        "reduce_scatter": not (muon and zero.stage_number == 3),  # DeepSpeed refuses the two together
         "reduce_bucket_size": zero.reduce_bucket_size,
         "allgather_bucket_size": zero.allgather_bucket_size,
     }

@@ -10,13 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_higgs.batch import Batch
 from ds_higgs.config import OptimConfig
-from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.tiny import write_tiny_base
 from ds_higgs.training.step_module import StepModule
 from tests.support import launching
-from tests.support.parity import ROUNDING, STEPS, build_model, micro_batches, parity_config, trainable
+from tests.support.parity import (
+    ROUNDING,
+    STEPS,
+    add_gradients,
+    build_model,
+    micro_batches,
+    parity_config,
+    trainable,
+)
 
 PROGRAM = Path(__file__).parent / "workers" / "parity.py"
 SCENARIOS = ("all audio", "rank 1 without audio")
@@ -166,26 +172,6 @@ def rate(name: str, optim: OptimConfig) -> float:
     height = {"layers.0.": 2, "layers.1.": 1, "embed_tokens.": 3, "audio_codebook_embeddings.": 3}
     layers = next((value for part, value in height.items() if part in name), 0)
     return optim.layer_decay**layers * (optim.loraplus_lr_ratio if "lora_B" in name else 1)
-
-
-def add_gradients(module: StepModule, batches: list[Batch], masters: dict[str, torch.Tensor]) -> float:
-    """Set the masters' gradients to the sum over `batches`, in fp32; return the loss."""
-    weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
-    targets = [build_targets(batch, placeholder_ids=module.placeholder_ids) for batch in batches]
-    scales = weights.scales(sum(one.counts() for one in targets)).float()
-    parameters = dict(module.peft_model.named_parameters())
-    for master in masters.values():
-        master.grad = torch.zeros_like(master)
-    total = 0.0
-    for batch, one in zip(batches, targets, strict=True):
-        loss = module(batch.model_inputs, one, scales).loss
-        loss.backward()
-        total += loss.item()
-        for name, master in masters.items():
-            if parameters[name].grad is not None:
-                master.grad += parameters[name].grad
-                parameters[name].grad = None
-    return total
 
 
 def train(ranks: int, chosen: list[Setting], base: Path, folder: Path) -> dict[str, dict]:

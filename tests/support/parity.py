@@ -10,9 +10,11 @@ from torch import nn
 from ds_higgs.batch import IGNORE_INDEX, Batch, Labels, ModelInputs
 from ds_higgs.config import Config
 from ds_higgs.layout import ExpandedSequence, expand
+from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.loading import HiggsAudioConfig, load_tokenizer, read_model_config
 from ds_higgs.training.engine import build_trained_model
 from ds_higgs.training.memory_plan import choose_memory_settings
+from ds_higgs.training.step_module import StepModule
 from ds_higgs.training.stop_and_onset import Landmarks
 from tests.support.batches import Sample, make_batch
 
@@ -154,3 +156,23 @@ def _expand(inputs: dict[str, torch.Tensor], config: HiggsAudioConfig) -> Expand
 
 def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def add_gradients(module: StepModule, batches: list[Batch], masters: dict[str, torch.Tensor]) -> float:
+    """Set the masters' gradients to the sum over `batches`, in fp32; return the loss."""
+    weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
+    targets = [build_targets(batch, placeholder_ids=module.placeholder_ids) for batch in batches]
+    scales = weights.scales(sum(one.counts() for one in targets)).float()
+    parameters = dict(module.peft_model.named_parameters())
+    for master in masters.values():
+        master.grad = torch.zeros_like(master)
+    total = 0.0
+    for batch, one in zip(batches, targets, strict=True):
+        loss = module(batch.model_inputs, one, scales).loss
+        loss.backward()
+        total += loss.item()
+        for name, master in masters.items():
+            if parameters[name].grad is not None:
+                master.grad += parameters[name].grad
+                parameters[name].grad = None
+    return total

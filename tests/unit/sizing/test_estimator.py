@@ -190,6 +190,11 @@ def test_states_by_zero_stage_world_size_offload_and_quantization(released: Esti
     assert terms(zero_stage=0)["Adam moments"] == 8 * trained
     assert terms(zero_stage=2)["master weights"] == 4 * trained // 8
     assert terms(offload_optimizer=True)["Adam moments"] == 0
+    assert terms(zero_stage=0, optimizer="adamw_8bit")["Adam moments"] == trained * 65 // 32  # 2 + 2 * 4 / 256 bytes
+    assert "averaged weights" not in terms()
+    assert terms(zero_stage=2, averaged=True)["averaged weights"] == 4 * trained // 8
+    assert terms(zero_stage=0, averaged=True)["averaged weights"] == 4 * trained
+    assert terms(averaged=True, offload_optimizer=True)["averaged weights"] == 0
     assert terms()["gradients"] == 0  # at the peak: they come as activations go
     assert terms(gradient_accumulation_steps=4)["gradients"] == 4 * trained  # the earlier micro-batches' sums
     assert terms()["communication buckets"] == 2 * 50_000_000
