@@ -79,7 +79,8 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
         reference_turn=config.reference_turn,
         prompt_form=config.prompt_form,
     )
-    rules = replace(rules, drops=DropRates(config.drop_reference, config.drop_reference_text, config.drop_system))
+    drops = DropRates(config.drop_reference, config.drop_reference_text, config.drop_system)
+    rules = replace(rules, drops=drops, redraw=config.reference == "redraw")
     if config.exclude is None:
         return rules
     names = [manifest.name for manifest in dict.fromkeys(config.manifests)]
@@ -90,18 +91,19 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
 
 def validation_rules(rules: SampleRules) -> SampleRules:
     """The same for what is validated on and spoken: whole prompts in one form, the served one of a training in both."""
-    return replace(rules, prompt_form=served_form(rules.prompt_form), drops=NO_DROPS)
+    return replace(rules, prompt_form=served_form(rules.prompt_form), drops=NO_DROPS, redraw=False)
 
 
 def source_rules(source: TrainSource, rules: SampleRules) -> SampleRules:
     """The same for one source of the training."""
-    return replace(rules, prompt_form=source.prompt_form or rules.prompt_form)
+    redraw = rules.redraw if source.reference is None else source.reference == "redraw"
+    return replace(rules, prompt_form=source.prompt_form or rules.prompt_form, redraw=redraw)
 
 
 def manifests_with_rules(config: DataConfig, rules: SampleRules) -> list[tuple[Path, SampleRules]]:
     """Every manifest, those for training first, with what its samples are checked against."""
     training = [(source.manifest, source_rules(source, rules)) for source in config.train_sources]
-    return training + [(source.manifest, rules) for source in config.val_sources]
+    return training + [(source.manifest, replace(rules, redraw=False)) for source in config.val_sources]
 
 
 def build_train_datasets(

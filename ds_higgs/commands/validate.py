@@ -20,6 +20,7 @@ from ds_higgs.data.review.kinds import KINDS, DataWarning
 from ds_higgs.data.review.reviewing import review
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.statistics import ManifestStatistics
+from ds_higgs.data.variation import check_can_vary
 from ds_higgs.errors import UserError
 from ds_higgs.job import distributed
 from ds_higgs.job.answers import answer_stream, print_answer
@@ -151,6 +152,7 @@ def _check_manifest(config: Config, manifest: Path, rules: SampleRules, report: 
     preparation = Preparation(manifest, rules=rules, cache_dir=setup.code_cache_dir(config.data))
     with phase(f"checking {manifest.name}"):
         preparation.analyse()
+        check_can_vary(str(manifest), preparation.samples, rules)
         preparation.encode()
     statistics = preparation.statistics()
     report.statistics[str(manifest)] = statistics
@@ -180,6 +182,7 @@ def _statistics_table(name: str, statistics: ManifestStatistics) -> Table:
         "target length, s": _shown(statistics.target_seconds),
         "positions per sample": f"mean {statistics.positions_per_sample:.0f}; {_shown(statistics.positions)}",
         "share that is learned": f"{statistics.target_share:.1%}",
+        "can be redrawn": f"{statistics.redrawable_samples} references of {statistics.redrawable_speakers} speakers",
         "speakers": f"{len(speakers)}: {shown}{more}" if speakers else "none named",
     }
     for row in rows.items():

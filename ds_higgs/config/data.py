@@ -18,7 +18,9 @@ class DataConfig(Section):
     train_manifest: FilePath | None = Field(None, description="JSON array or JSON lines of ChatML samples.")
     val_manifest: FilePath | None = Field(None, description="The same, for validation.")
     train: tuple[TrainSource, ...] = Field(
-        (), description="Several manifests instead of train_manifest: {manifest, weight, epochs, prompt_form, name}."
+        (),
+        description="Several manifests instead of train_manifest: "
+        "{manifest, weight, epochs, prompt_form, reference, name}.",
     )
     val: tuple[ValSource, ...] = Field(
         (), description="Several manifests instead of val_manifest: {manifest, weight, name}."
@@ -52,6 +54,9 @@ class DataConfig(Section):
     )
     prompt_form: Literal["as_is", "boson", "mixed"] = Field(
         "as_is", description="As the manifest has it; as servers ask for speech; or half an epoch's samples in each."
+    )
+    reference: Literal["as_is", "redraw"] = Field(
+        "as_is", description="As the manifest has it; or another clip of the same speaker, drawn anew every epoch."
     )
     drop_reference: Probability = Field(
         0.0, description="Share of the samples that lack their reference and what it says, another in every epoch."

@@ -31,6 +31,7 @@ class TrainSource(Source):
         None, description="Passes after which it ends; 1 if unset and without weights, else it goes on."
     )
     prompt_form: Literal["as_is", "boson", "mixed"] | None = Field(None, description="Instead of data.prompt_form.")
+    reference: Literal["as_is", "redraw"] | None = Field(None, description="Instead of data.reference.")
 
 
 class ValSource(Source):

@@ -16,7 +16,6 @@ from ds_higgs.data.analysis import Analysis, Donor, read_draft
 from ds_higgs.data.audio_changes import files_of, unchanged_samples
 from ds_higgs.data.cache import ClipPlaces, ClipReader, CodeCache, tell_of_former_codes
 from ds_higgs.data.clips import ClipFinder, HashMemo
-from ds_higgs.data.conditions import PromptParts
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.deep_check import find_damage
 from ds_higgs.data.distinct_clips import DistinctClips
@@ -31,6 +30,7 @@ from ds_higgs.data.reuse import Reuse
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.sample_table import SampleTable
 from ds_higgs.data.statistics import ManifestStatistics, compute_statistics
+from ds_higgs.data.variation import check_can_vary, vary
 from ds_higgs.errors import UserError
 from ds_higgs.layout import AudioLayout
 
@@ -116,9 +116,10 @@ class Preparation:
 
         Raises:
             UserError: with every problem of the manifest, where `on_bad_sample` is "error"; or it is of text alone,
-                and `needs_audio`.
+                and `needs_audio`; or references are to be redrawn, and nobody knows whose they are.
         """
         self.analyse()
+        check_can_vary(str(self.manifest), self.samples, self._rules)
         refused = on_bad_sample == "error" and bool(self.problems)
         self.encode(devices=[] if refused else devices, num_processes=num_processes, progress=progress)
         if self.problems and on_bad_sample == "error":
@@ -211,9 +212,7 @@ class Preparation:
             layout=layout,
             mixed=self._rules.prompt_form == "mixed",
         )
-        if self._rules.drops.any():
-            dataset.leave_out(self._rules.drops, PromptParts.of(self._rules.tokenizer, layout))
-        return dataset
+        return vary(dataset, self._rules, tell=self._ranks.rank == 0)
 
     def find_damage(self) -> list[tuple[Path, str]]:
         """Files of what was opened that hold something damaged, and what; see `deep_check`."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ds_higgs.data.prompt_forms import REQUEST
 from ds_higgs.layout import AudioLayout
 
 ROLES = ("system", "user", "assistant")
@@ -53,18 +54,20 @@ class PromptParts:
     """Finds the parts of a sample in its tokens, as boson's prepare_chatml_sample lays them out.
 
     prefixes: by role, the tokens that a message begins with.
+    phrase: the tokens of a request's phrase; see `prompt_forms`.
     """
 
     layout: AudioLayout
     prefixes: dict[str, tuple[int, ...]]
+    phrase: tuple[int, ...]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, layout: AudioLayout) -> "PromptParts":
-        def encode(role: str) -> tuple[int, ...]:
-            text = f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+        def encode(text: str) -> tuple[int, ...]:
             return tuple(tokenizer.encode(text, add_special_tokens=False))
 
-        return cls(layout, {role: encode(role) for role in ROLES})
+        prefixes = {role: encode(f"<|start_header_id|>{role}<|end_header_id|>\n\n") for role in ROLES}
+        return cls(layout, prefixes, encode(REQUEST.strip()))
 
     def keep(self, tokens: np.ndarray, supervised: np.ndarray, dropped: Dropped) -> np.ndarray:
         """Which tokens stay, [num_tokens] bool. What is learned always does.

@@ -15,6 +15,7 @@ from ds_higgs.data.conditions import NOTHING, Dropped, DropRates, PromptParts, d
 from ds_higgs.data.manifest import sample_id
 from ds_higgs.data.prepared import PreparedSet
 from ds_higgs.data.problems import Problem
+from ds_higgs.data.redrawing import KEEPS_ITS_OWN, DrawnReferences, References
 from ds_higgs.data.sampling import draw_half
 from ds_higgs.layout import WHISPER_RATE, AudioLayout
 
@@ -23,7 +24,8 @@ class HiggsDataset(Dataset):
     """dataset[i] is boson's ChatMLDatasetSample, made of tokens and cached codes.
 
     lengths: [num_samples] int32, positions that a sample takes in the model, placeholders expanded (at most, where it
-        is there in two forms).
+        is there in two forms, or with other references).
+    redraws: whether samples hear another reference in every epoch.
     rejected: what is wrong with the manifest's samples that were left out.
     filler_index: the shortest sample with audio to learn (the shortest one, where none has).
 
@@ -43,6 +45,7 @@ class HiggsDataset(Dataset):
         self._drop_rates = DropRates()
         self._parts: PromptParts | None = None
         self._mixed = mixed
+        self._references: tuple[References, ...] = ()  # in each form
         self.lengths = self._samples.column("length")
         self.filler_index = self._find_filler()
         if mixed:
@@ -52,13 +55,48 @@ class HiggsDataset(Dataset):
         """Leave parts of the prompt out of some samples, drawn anew every epoch; lengths stay those of whole ones."""
         self._drop_rates, self._parts = rates, parts
 
+    def redraw_references(self, parts: PromptParts, max_tokens: int) -> None:
+        """Let samples hear another clip of their speaker in every epoch, as far as they then take `max_tokens`."""
+        self._references = tuple(
+            References(
+                self._samples,
+                self._prepared.places.frames,
+                self._samples.column("served_length" if served else "length"),
+                parts=parts,
+                max_tokens=max_tokens,
+                served=served,
+            )
+            for served in ((False, True) if self._mixed else (False,))
+        )
+        self.lengths = np.maximum.reduce([self.lengths, *(form.longest for form in self._references)])
+        self.filler_index = self._find_filler()
+
+    @property
+    def redraws(self) -> bool:
+        return bool(self._references)
+
+    @property
+    def references(self) -> References:
+        """What `redraw_references` found, in the samples' own form."""
+        return self._references[0]
+
     def in_epoch(self, epoch: int, *, seed: int) -> "HiggsDataset | EpochSamples":
-        """The samples as this epoch has them: in which form, and with which parts of the prompt, drawn from `seed`."""
-        if not self._mixed and self._parts is None:
+        """The samples as this epoch has them: form, parts of the prompt and references, drawn from `seed`."""
+        if not self._mixed and self._parts is None and not self.redraws:
             return self
-        served = self._samples.column("forms_differ").astype(np.bool_) & self._mixed
+        differ = self._samples.column("forms_differ").astype(np.bool_) & self._mixed
+        served = draw_half(differ, seed=seed, epoch=epoch)
         dropped = draw_dropped(self._drop_rates, len(self), seed=seed, epoch=epoch)
-        return EpochSamples(self, draw_half(served, seed=seed, epoch=epoch), dropped)
+        return EpochSamples(self, served, dropped, self._draw_references(served, seed=seed, epoch=epoch))
+
+    def _draw_references(self, served: np.ndarray, *, seed: int, epoch: int) -> DrawnReferences:
+        """Of each sample in the form in which it is."""
+        if not self.redraws:
+            return DrawnReferences(np.full(len(self), KEEPS_ITS_OWN, dtype=np.int32), self.lengths)
+        first, *others = (form.draw(seed=seed, epoch=epoch) for form in self._references)
+        for other in others:
+            first = DrawnReferences(*(np.where(served, *pair) for pair in zip(other, first, strict=True)))
+        return first
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -66,11 +104,22 @@ class HiggsDataset(Dataset):
     def __getitem__(self, index: int) -> ChatMLDatasetSample:
         return self.read(index)
 
-    def read(self, index: int, dropped: Dropped = NOTHING, *, served: bool = False) -> ChatMLDatasetSample:
-        """A sample without what is `dropped`, in its own form or in the one that servers send."""
+    def read(
+        self, index: int, dropped: Dropped = NOTHING, *, served: bool = False, reference: int = KEEPS_ITS_OWN
+    ) -> ChatMLDatasetSample:
+        """A sample without what is `dropped`, in its own form or in the one that servers send.
+
+        Args:
+            reference: the clip that it hears, by its number among the clips of all samples.
+        """
         tokens, is_label = self._prepared.tokens(index, served=served)
-        input_ids, supervised = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(is_label)
         places = list(range(self._samples.first_use(index), self._samples.first_use(index + 1)))
+        if reference != KEEPS_ITS_OWN:
+            exchange = self._references[served].exchange(index, reference)
+            said, _ = self._prepared.tokens(exchange.row, served=served)
+            tokens, is_label = exchange.apply(tokens, is_label, said[exchange.words])
+            places[exchange.place] = exchange.use
+        input_ids, supervised = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(is_label)
         if self._parts is not None and any(dropped):
             kept = torch.from_numpy(self._parts.keep(input_ids.numpy(), supervised.numpy(), dropped))
             audible = kept[self._is_audio(input_ids)].tolist()
@@ -126,13 +175,18 @@ class HiggsDataset(Dataset):
 
 
 class EpochSamples(Dataset):
-    """The samples of one epoch, some of them in the form that servers send, some without parts of their prompt."""
+    """The samples of one epoch, some as servers send them, without parts of their prompt or with other references.
 
-    def __init__(self, dataset: HiggsDataset, is_served: np.ndarray, dropped: np.ndarray):
+    lengths: [num_samples] int32, positions that a sample takes, whole.
+    """
+
+    def __init__(self, dataset: HiggsDataset, is_served: np.ndarray, dropped: np.ndarray, references: DrawnReferences):
         """is_served: [num_samples] bool, which are in the form of servers; dropped: see `conditions.draw_dropped`."""
         self.filler_index = dataset.filler_index
         self.is_served = is_served
         self.dropped = dropped
+        self.lengths = references.lengths
+        self._references = references.uses
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -140,7 +194,8 @@ class EpochSamples(Dataset):
 
     def __getitem__(self, index: int) -> ChatMLDatasetSample:
         dropped = Dropped(*self.dropped[index].tolist())
-        return self._dataset.read(index, dropped, served=bool(self.is_served[index]))
+        reference, served = int(self._references[index]), bool(self.is_served[index])
+        return self._dataset.read(index, dropped, served=served, reference=reference)
 
     def sample_id(self, index: int) -> str:
         return self._dataset.sample_id(index)

@@ -85,7 +85,8 @@ class Mixture:
         described: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "max_tokens": self.max_tokens}
         for source, weight, order in zip(self.sources, self._weights, self._orders, strict=True):
             of_order = order.describe()
-            found = {"num_samples": of_order["num_samples"], "lengths_checksum": of_order["lengths_checksum"]}
+            kept = ("num_samples", "lengths_checksum", "reference")
+            found = {key: of_order[key] for key in kept if key in of_order}
             found |= {"weight": weight, "passes": source.passes}
             described |= {f"{source.name}.{key}": value for key, value in found.items()}
         return described

@@ -14,9 +14,11 @@ class Samples(Protocol):
     """What the loader needs of an epoch's samples.
 
     filler_index: a sample with audio to learn (any sample where none has).
+    lengths: [num_samples] expanded lengths that the epoch is planned with.
     """
 
     filler_index: int
+    lengths: np.ndarray
 
     def __getitem__(self, index: int) -> ChatMLDatasetSample: ...
     def sample_id(self, index: int) -> str: ...
@@ -25,10 +27,14 @@ class Samples(Protocol):
 class SampleSource(Protocol):
     """What the loader needs of a data set.
 
-    lengths: [num_samples] expanded lengths, the same in every epoch.
+    lengths: [num_samples] expanded lengths, at most, the same in every epoch.
+    redraws: whether an epoch has references of its own, and lengths with them.
     """
 
     lengths: np.ndarray
+
+    @property
+    def redraws(self) -> bool: ...
 
     def __len__(self) -> int: ...
     def in_epoch(self, epoch: int, *, seed: int) -> Samples: ...
@@ -121,12 +127,15 @@ class EpochOrder:
             "shuffle": self.shuffle,
             "lengths_checksum": zlib.crc32(np.ascontiguousarray(self.dataset.lengths).tobytes()),
         }
-        return {**described, "whole_steps": True} if self.whole_steps else described  # unknown to older checkpoints
+        # Unknown to older checkpoints.
+        described |= {"whole_steps": True} if self.whole_steps else {}
+        return described | ({"reference": "redraw"} if self.dataset.redraws else {})
 
     def _plan_of(self, epoch: int) -> EpochPlan:
         if self._plan is None or self._plan[0] != epoch:
+            source = self.dataset.in_epoch(epoch, seed=self.seed) if self.dataset.redraws else self.dataset
             plan = plan_epoch(
-                self.dataset.lengths,
+                source.lengths,
                 seed=self.seed,
                 epoch=epoch,
                 batch_size=self.batch_size,

@@ -1,7 +1,5 @@
 """Short utterances more than once in an epoch: they teach how to begin and where to end, long ones outweigh them."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 
@@ -27,6 +25,7 @@ class Repeated:
     def __init__(self, dataset: SampleSource, samples: np.ndarray):
         self.samples = samples
         self.lengths = dataset.lengths[samples]
+        self.redraws = dataset.redraws
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -39,8 +38,9 @@ class Repeated:
 class _RepeatedSamples:
     """The samples of one epoch; a sample is in the same form wherever it stands."""
 
-    def __init__(self, samples: Samples, places: Sequence[int] | np.ndarray):
+    def __init__(self, samples: Samples, places: np.ndarray):
         self.filler_index = samples.filler_index  # the data set itself comes first
+        self.lengths = samples.lengths[places]
         self._samples = samples
         self._places = places
 

@@ -29,6 +29,7 @@ class SampleRules:
     prompt_form: how speech is asked for; see `prompt_forms`.
     exclude: names of samples that are left out.
     drops: how often parts of the prompt are left out in training.
+    redraw: whether references are redrawn in training.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -41,6 +42,7 @@ class SampleRules:
     prompt_form: PromptForms = "as_is"
     exclude: frozenset[str] = frozenset()
     drops: DropRates = NO_DROPS
+    redraw: bool = False
 
 
 def build_rules(

@@ -139,6 +139,23 @@ class SampleTable:
         """Where it is known."""
         return self.value("speaker", row)
 
+    def speakers(self) -> np.ndarray:
+        """[samples] int32, equal numbers for equal speakers, -1 where nobody knows."""
+        named = self.table["speaker"].combine_chunks().dictionary_encode()
+        return named.indices.fill_null(-1).to_numpy()
+
+    def recordings(self) -> np.ndarray:
+        """[uses] int64, equal numbers for the same stretch of the same audio."""
+        contents = pa.chunked_array(self._clips.arrays("content"), pa.binary()).combine_chunks().dictionary_encode()
+        columns = [contents.indices.to_numpy(), self._numbers("offset"), self.seconds()]
+        order = np.lexsort(columns[::-1])
+        differs = np.zeros(max(0, len(order) - 1), dtype=np.bool_)
+        for column in columns:
+            differs |= column[order[1:]] != column[order[:-1]]
+        recordings = np.zeros(len(order), dtype=np.int64)
+        recordings[order[1:]] = np.cumsum(differs)
+        return recordings
+
     def tokens(self, row: int, *, served: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """[num_tokens] int32 tokens, and whether each is a label."""
         tokens = self._lists["served_tokens" if served else "tokens"][row]
@@ -181,7 +198,7 @@ class SampleTable:
 
     def seconds(self) -> np.ndarray:
         """[uses] float64."""
-        return np.concatenate([np.zeros(0), *(one.to_numpy() for one in self._clips.arrays("seconds"))])
+        return self._numbers("seconds")
 
     def paths(self) -> pa.ChunkedArray:
         """[uses] strings, of the clips' files as the manifest has them."""
@@ -190,6 +207,9 @@ class SampleTable:
     def audio_targets(self, row: int, layout: AudioLayout) -> np.ndarray:
         """For each clip of a sample whether it is learned: [num_clips] bool."""
         return layout.audio_targets(*self.tokens(row))
+
+    def _numbers(self, name: str) -> np.ndarray:
+        return np.concatenate([np.zeros(0), *(one.to_numpy() for one in self._clips.arrays(name))])
 
     def _clip(self, use: int, row: int) -> Clip:
         found = self._clips[use]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ds_higgs.data.conditions import PromptParts
+from ds_higgs.data.redrawing import References
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.sample_table import SampleTable
 
@@ -20,6 +22,7 @@ class ManifestStatistics:
     target_seconds, positions: PERCENTILES of a target clip's length, and of a sample's positions in the model.
     target_share: supervised positions / all positions.
     speakers: samples per speaker, most first; samples without one are left out.
+    redrawable_samples, redrawable_speakers: whose references `data.reference: redraw` can redraw.
     """
 
     num_samples: int
@@ -33,6 +36,8 @@ class ManifestStatistics:
     positions: dict[str, float]
     positions_per_sample: float
     target_share: float
+    redrawable_samples: int
+    redrawable_speakers: int
 
 
 def compute_statistics(samples: SampleTable, keep: np.ndarray, rules: SampleRules) -> ManifestStatistics:
@@ -56,6 +61,7 @@ def compute_statistics(samples: SampleTable, keep: np.ndarray, rules: SampleRule
         is_target = layout.audio_targets(tokens, learned)
         targets += seconds[is_target].tolist()
         references += seconds[~is_target].tolist()
+    redrawn = _find_references(samples, keep, np.asarray(positions, dtype=np.int32), rules)
     speakers = Counter(speaker for row in keep.tolist() if (speaker := samples.speaker(row)) is not None)
     return ManifestStatistics(
         num_samples=len(keep),
@@ -69,7 +75,17 @@ def compute_statistics(samples: SampleTable, keep: np.ndarray, rules: SampleRule
         positions=_percentiles(positions),
         positions_per_sample=float(np.mean(positions)) if positions else 0.0,
         target_share=supervised / sum(positions) if positions else 0.0,
+        redrawable_samples=len(redrawn.rows),
+        redrawable_speakers=redrawn.num_speakers,
     )
+
+
+def _find_references(samples: SampleTable, keep: np.ndarray, positions: np.ndarray, rules: SampleRules) -> References:
+    """Of the samples in the rows `keep`, which take so many positions."""
+    kept = SampleTable(samples.table.take(keep), samples.audio_root)
+    parts = PromptParts.of(rules.tokenizer, rules.layout)
+    frames = rules.codec.count_frames(kept.seconds())
+    return References(kept, frames, positions, parts=parts, max_tokens=rules.max_tokens)
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:

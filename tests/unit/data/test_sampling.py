@@ -33,6 +33,7 @@ class NumberedSamples:
 
     lengths: np.ndarray
     filler_index: int = 0
+    redraws: bool = False
 
     def __len__(self):
         return len(self.lengths)
