@@ -19,6 +19,7 @@ from ds_higgs.errors import UserError
 from ds_higgs.module_calls import replaced_forward
 
 T = TypeVar("T")
+RowLoss = Callable[["Project", torch.Tensor, torch.Tensor], torch.Tensor]  # of rows and what they are to predict
 Project = Callable[[torch.Tensor], torch.Tensor]  # hidden states [rows, hidden] to logits [rows, vocabulary]
 
 # Presets of `loss.codebook_weights`: coarse codebooks first, which carry most of what is heard. "falling" is what a
@@ -128,7 +129,25 @@ def text_loss_sum(
     scale: torch.Tensor | None = None,
     chunk_rows: int = TEXT_CHUNK_ROWS,
 ) -> torch.Tensor:
-    """Sum of the cross-entropy of `head(hidden_rows)` with `labels`, in fp32: [] fp32.
+    """Sum of the cross-entropy of `head(hidden_rows)` with `labels`, in fp32: [] fp32; see `head_loss_sum`.
+
+    Args:
+        hidden_rows: [rows, hidden], the final hidden states that predict a text target.
+        labels: [rows] int64, no IGNORE_INDEX.
+    """
+    return head_loss_sum(hidden_rows, labels, head, _cross_entropy_sum, scale=scale, chunk_rows=chunk_rows)
+
+
+def head_loss_sum(
+    hidden_rows: torch.Tensor,
+    targets: torch.Tensor,
+    head: nn.Module,
+    row_loss: RowLoss,
+    *,
+    scale: torch.Tensor | None = None,
+    chunk_rows: int = TEXT_CHUNK_ROWS,
+) -> torch.Tensor:
+    """Sum of a loss of `head(hidden_rows)`: [] fp32.
 
     At most `chunk_rows` rows of logits exist at a time. A frozen head gives its gradient along with the loss, so that
     nothing of it is kept or computed twice; one that learns is recomputed in the backward pass, chunk by chunk.
@@ -138,16 +157,17 @@ def text_loss_sum(
     on it) gets all rows in one chunk.
 
     Args:
-        hidden_rows: [rows, hidden], the final hidden states that predict a text target.
-        labels: [rows] int64, no IGNORE_INDEX.
+        hidden_rows: [rows, hidden]; targets: [rows, ...], what each is to predict, without a gradient.
+        row_loss: gives the sum over some of the rows.
         scale: [] fp32, what the caller multiplies the sum with, which is not done here. A frozen head's gradient is
             made with it from the start, and so rounded as in plain code.
     """
     chunk_rows = _rows_at_once(head, hidden_rows, chunk_rows)
     if hidden_rows.requires_grad and not any(weight.requires_grad for weight in head.parameters()):
         scale = hidden_rows.new_ones((), dtype=torch.float32) if scale is None else scale
-        return _FrozenHeadLoss.apply(hidden_rows, labels, head, scale, chunk_rows)
-    return _in_one_call(head, partial(_chunked_sum, labels=labels, chunk_rows=chunk_rows), hidden_rows)
+        return _FrozenHeadLoss.apply(hidden_rows, targets, head, row_loss, scale, chunk_rows)
+    compute = partial(_chunked_sum, targets=targets, row_loss=row_loss, chunk_rows=chunk_rows)
+    return _in_one_call(head, compute, hidden_rows)
 
 
 def _rows_at_once(head: nn.Module, hidden_rows: torch.Tensor, chunk_rows: int) -> int:
@@ -162,23 +182,30 @@ def _in_one_call(head: nn.Module, compute: Callable[[Project, torch.Tensor], T],
         return head(hidden_rows)
 
 
-def _chunked_sum(project: Project, hidden_rows: torch.Tensor, *, labels: torch.Tensor, chunk_rows: int) -> torch.Tensor:
-    chunks = list(zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True))
+def _chunked_sum(
+    project: Project, hidden_rows: torch.Tensor, *, targets: torch.Tensor, row_loss: RowLoss, chunk_rows: int
+) -> torch.Tensor:
+    chunks = list(zip(hidden_rows.split(chunk_rows), targets.split(chunk_rows), strict=True))
     if len(chunks) == 1:
-        return _cross_entropy_sum(project, *chunks[0])
-    sums = [checkpoint(_cross_entropy_sum, project, rows, targets, use_reentrant=False) for rows, targets in chunks]
-    return torch.stack(sums).sum()
+        return row_loss(project, *chunks[0])
+    return torch.stack([checkpoint(row_loss, project, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def _chunked_sum_and_gradient(
-    project: Project, hidden_rows: torch.Tensor, *, labels: torch.Tensor, scale: torch.Tensor, chunk_rows: int
+    project: Project,
+    hidden_rows: torch.Tensor,
+    *,
+    targets: torch.Tensor,
+    row_loss: RowLoss,
+    scale: torch.Tensor,
+    chunk_rows: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum, and `scale` times its gradient by the rows."""
     sums, gradients = [], []
-    for rows, targets in zip(hidden_rows.split(chunk_rows), labels.split(chunk_rows), strict=True):
+    for rows, of_rows in zip(hidden_rows.split(chunk_rows), targets.split(chunk_rows), strict=True):
         with torch.enable_grad():
             leaf = rows.detach().requires_grad_()
-            chunk_sum = _cross_entropy_sum(project, leaf, targets)
+            chunk_sum = row_loss(project, leaf, of_rows)
         gradients.append(torch.autograd.grad(chunk_sum, leaf, scale)[0])
         sums.append(chunk_sum.detach())
     return torch.stack(sums).sum(), torch.cat(gradients)
@@ -192,8 +219,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """The loss sum of a head without trainable weights; its gradient by the rows is made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden_rows, labels, head, scale, chunk_rows):
-        compute = partial(_chunked_sum_and_gradient, labels=labels, scale=scale, chunk_rows=chunk_rows)
+    def forward(ctx, hidden_rows, targets, head, row_loss, scale, chunk_rows):
+        settings = {"targets": targets, "row_loss": row_loss, "scale": scale, "chunk_rows": chunk_rows}
+        compute = partial(_chunked_sum_and_gradient, **settings)
         loss_sum, gradient = _in_one_call(head, compute, hidden_rows.detach())
         ctx.save_for_backward(gradient, scale)
         return loss_sum
@@ -202,7 +230,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx, grad_sum):
         gradient, scale = ctx.saved_tensors
         remaining = torch.where(scale == 0, scale, grad_sum / scale)  # 1 where the caller multiplies with `scale` alone
-        return (gradient * remaining).to(gradient.dtype), None, None, None, None
+        return (gradient * remaining).to(gradient.dtype), None, None, None, None, None
 
 
 @torch.no_grad()

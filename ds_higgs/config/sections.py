@@ -16,6 +16,7 @@ from ds_higgs.config.types import (
     CountOrZero,
     FilePath,
     PathText,
+    Positive,
     PositiveOrZero,
     Seconds,
     Seed,
@@ -67,6 +68,16 @@ class ModelConfig(Section):
     quantization: Literal["nf4"] | None = Field(None, description="Hold the frozen base in 4 bits (bitsandbytes).")
 
 
+class KeepBaseConfig(Section):
+    """How far the model may go from its base."""
+
+    weight: Positive = Field(description="Factor of the divergence from the base, in the loss.")
+    on: Literal["text", "audio", "all"] = Field("all", description="Which targets' predictions it is taken on.")
+    sources: tuple[Text, ...] | None = Field(
+        None, description="Names of the sources of data.train that it is taken on; all if unset."
+    )
+
+
 class LossConfig(Section):
     """How the two streams add up."""
 
@@ -78,6 +89,9 @@ class LossConfig(Section):
         "first (8,1,1,1,1,1,1,1). Equal if unset.",
     )
     eos_weight: PositiveOrZero = Field(1.0, description="Factor of the loss where speech ends, in training.")
+    keep_base: KeepBaseConfig | None = Field(
+        None, description="Add the divergence KL(base || model) to the loss: {weight, on, sources}."
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "LossConfig":
@@ -226,6 +240,21 @@ class Config(Section):
             raise ValueError(f"train.mode {train.mode} has no LoRA: leave out {', '.join(changed)}")
         return lora
 
+    @field_validator("loss")
+    @classmethod
+    def _base_is_there(cls, loss: LossConfig, info: ValidationInfo) -> LossConfig:
+        train, data = info.data.get("train"), info.data.get("data")
+        if loss.keep_base is None or train is None or data is None:
+            return loss
+        if train.mode != "lora":
+            raise ValueError(
+                f"keep_base needs train.mode lora: {train.mode} trains the base itself, and keeps no other"
+            )
+        unknown = set(loss.keep_base.sources or ()) - {source.title for source in data.train}
+        if unknown:
+            raise ValueError(f"keep_base.sources: {', '.join(sorted(unknown))}: no source of data.train is named so")
+        return loss
+
     @field_validator("optim")
     @classmethod
     def _has_a_lora_b(cls, optim: OptimConfig, info: ValidationInfo) -> OptimConfig:
@@ -249,6 +278,9 @@ class Config(Section):
     @field_validator("zero")
     @classmethod
     def _zero_is_sound(cls, zero: ZeroConfig, info: ValidationInfo) -> ZeroConfig:
+        loss = info.data.get("loss")
+        if zero.stage == 3 and loss is not None and loss.keep_base is not None:
+            raise ValueError("loss.keep_base needs stage 0, 1 or 2: stage 3 splits the base that it asks")
         if zero.stage == 0 and zero.offload_optimizer:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3: stage 0 does not split the optimizer")
         optim = info.data.get("optim")

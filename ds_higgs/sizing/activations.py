@@ -15,6 +15,8 @@ from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
 
 # Rows of the feed-forward's width alive in SwiGLU's backward pass: its own gradient and what each way makes of it.
 SWIGLU_BACKWARD = {"torch": 4, "plain": 3, "liger": 1}
+# Of the logits in fp32, for the divergence from the base: both sides' log-probabilities, its terms, their gradient.
+KEPT_COPIES = 4
 SUB_GROUP = 10**9  # elements that ZeRO-3 updates at once
 LIVE_WEIGHTS = 10**9  # elements that ZeRO-3 keeps gathered in a forward and backward pass
 FLASH_BLOCK = 128  # positions: what FlashAttention-2 rounds lengths up to in its workspace
@@ -176,19 +178,29 @@ class _Step:
         kept = self.kept_by_layers(self.model.num_layers) + self.rope()
         norm_input = self.norm(batch.padded_positions)
         text_rows, audio_rows = (self.rows(count, hidden) for count in (batch.text_rows, batch.audio_rows))
-        audio = 3 * FP32 * batch.audio_rows * self.model.audio_vocab
+        audio = (3 + KEPT_COPIES * self.policy.keeps_audio) * FP32 * batch.audio_rows * self.model.audio_vocab
         if self.policy.supervised_heads:  # the text's gradient is made in the forward pass, chunk by chunk
             logits = min(batch.text_rows, TEXT_CHUNK_ROWS) * self.model.text_vocab
             normed = self.rows(batch.padded_positions, hidden)
-            selected = normed + text_rows + audio_rows
-            yield Moment(kept + norm_input, selected + 3 * FP32 * logits)
+            selected = normed + text_rows + audio_rows + self.of_base()
+            copies_of_text = 3 + KEPT_COPIES * self.policy.keeps_text
+            yield Moment(kept + norm_input, selected + copies_of_text * FP32 * logits)
             copies = self.rows(batch.audio_rows, self.model.audio_vocab) * (self.policy.element_bytes < FP32)
             yield Moment(kept + norm_input + text_rows, selected + 2 * audio // 3 + copies)
             yield Moment(kept + norm_input + text_rows, audio)
         else:  # the text's log-softmax waits while the audio head goes backward
             logits = batch.grid_cells * self.model.text_vocab
+            kept += self.of_base()
             yield Moment(kept + norm_input, 3 * FP32 * logits)
             yield Moment(kept + norm_input, FP32 * logits + audio)
+
+    def of_base(self) -> int:
+        """What the base leaves, whose forward runs first: rows of hidden states for text, logits for audio."""
+        policy, batch = self.policy, self.batch
+        if not (policy.keeps_text or policy.keeps_audio):
+            return 0
+        width = self.model.hidden if policy.supervised_heads else self.model.text_vocab
+        return self.rows(batch.text_rows, width) + self.rows(batch.audio_rows, self.model.audio_vocab)
 
     def layer_work(self) -> Iterator[int]:
         """What a layer's backward pass needs beyond what it kept, less what it has given back by then."""

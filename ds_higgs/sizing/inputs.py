@@ -72,6 +72,8 @@ class Policy:
     kernels: str = "torch"  # or "plain", "liger"
     grouped_lora: bool = True
     supervised_heads: bool = True
+    keeps_text: bool = False  # the divergence from the base, on what predicts text
+    keeps_audio: bool = False
     quantized: bool = False
     optimizer: str = "adamw"  # or "adamw_8bit", "muon"
     averaged: bool = False  # an average of the trained weights is kept

@@ -99,7 +99,7 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
     Args:
         counts: trained parameters by path.
     """
-    zero, memory = config.zero, config.memory
+    zero, memory, keep = config.zero, config.memory, config.loss.keep_base
     quantized = config.model.quantization == "nf4"
     policy = Policy(
         element_bytes=DTYPES[zero.precision].itemsize,
@@ -116,6 +116,8 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         kernels="torch" if memory.kernels == "auto" else memory.kernels,  # Liger's keep as much
         grouped_lora=memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and not quantized,
         supervised_heads=memory.supervised_text_head,
+        keeps_text=keep is not None and keep.on in ("text", "all"),
+        keeps_audio=keep is not None and keep.on in ("audio", "all"),
         quantized=quantized,
         optimizer=config.optim.type,
         averaged=config.optim.ema_decay is not None,

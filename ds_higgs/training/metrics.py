@@ -102,6 +102,7 @@ def source_values(result: StepResult, loader: StepLoader) -> dict[str, dict[str,
 
 def eval_values(result: StepResult) -> dict[str, Any]:
     """The values of an "eval" line."""
+    kept = {} if result.keep_base is None else vars(result.keep_base)
     return {
         "loss": result.loss,
         "text_loss": result.text_loss,
@@ -109,6 +110,7 @@ def eval_values(result: StepResult) -> dict[str, Any]:
         "audio_loss_per_codebook": list(result.audio_loss_per_codebook),
         "num_text_targets": result.num_text_targets,
         "num_audio_targets": result.num_audio_targets,
+        **{f"keep_base_{stream}": value for stream, value in kept.items() if value is not None},
     }
 
 

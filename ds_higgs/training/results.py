@@ -8,6 +8,18 @@ from ds_higgs.losses import LossWeights
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """KL(base || model) in nats per target; None where `loss.keep_base` does not ask for it."""
+
+    text: float | None
+    audio: float | None
+
+    @property
+    def total(self) -> float:
+        return (self.text or 0.0) + (self.audio or 0.0)
+
+
+@dataclass(frozen=True)
 class StepResult:
     """One optimizer step over the global batch: every number is over all ranks and accumulation steps.
 
@@ -15,6 +27,7 @@ class StepResult:
     applied: False where the update was left out because a loss or a gradient was not finite.
     extra: the caller's values, summed over ranks.
     per_source: the losses of each source alone.
+    keep_base: the divergence from the base, whose weighted value is in `loss`; None where none is taken.
     """
 
     loss: float
@@ -27,6 +40,7 @@ class StepResult:
     grad_norm: float = math.nan
     applied: bool = False
     per_source: tuple["StepResult", ...] = ()
+    keep_base: Divergence | None = None
 
 
 class NonFiniteError(RuntimeError):

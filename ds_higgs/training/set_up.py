@@ -31,6 +31,7 @@ from ds_higgs.training.engine import (
     build_trained_model,
     log_parameters,
 )
+from ds_higgs.training.keep_base import KeptBase
 from ds_higgs.training.memory_plan import MemorySettings, choose_memory_settings, decide_checkpointing
 from ds_higgs.training.stage_plan import decide_stage, with_stage
 from ds_higgs.training.stop_and_onset import Landmarks
@@ -81,6 +82,7 @@ def set_up(config: Config, ranks: Ranks, stop_requests: StopRequests) -> Trainer
         validation_sets=material.validation_sets,
         listener=material.listener,
         weights=material.weights,
+        keep=material.keep,
         landmarks=material.landmarks,
         total_steps=material.total_steps,
     )
@@ -152,6 +154,7 @@ class _Material:
     validation_sets: list[ValidationSet]
     listener: Listener | None
     weights: LossWeights
+    keep: KeptBase | None
     landmarks: Landmarks
     total_steps: int
 
@@ -193,14 +196,30 @@ def _build_material(config: Config, base: Path, ranks: Ranks, stop_requests: Sto
         validation_sets=validation_sets,
         listener=setup.build_listener(config, val, rules, ranks, judges),
         weights=weights,
+        keep=build_kept_base(config, weights),
         landmarks=Landmarks.of(rules),
         total_steps=train_loader.total_steps(config.run.epochs, at_most=config.run.max_steps),
     )
 
 
+def build_kept_base(config: Config, weights: LossWeights) -> KeptBase | None:
+    """What `loss.keep_base` asks for; None where it is unset."""
+    keep = config.loss.keep_base
+    if keep is None:
+        return None
+    titles = [source.title for source in config.data.train_sources]
+    return KeptBase(
+        weight=keep.weight,
+        text=keep.on in ("text", "all"),
+        audio=keep.on in ("audio", "all"),
+        sources=None if keep.sources is None else frozenset(titles.index(name) for name in keep.sources),
+        codebooks=weights.codebooks,
+    )
+
+
 def _may_split_weights(config: Config, train: list[HiggsDataset], *, whisper: bool) -> bool:
-    """Whether ZeRO-3 can train this: it wants the same weights used by all ranks, and none packed into 4 bits."""
-    if whisper or config.eval.num_audio_samples or config.model.quantization:
+    """Whether ZeRO-3 can train this: it wants the same weights used by all ranks, once, and not in 4 bits."""
+    if whisper or config.eval.num_audio_samples or config.model.quantization or config.loss.keep_base:
         return False
     return config.zero.stage != "auto" or not any(setup.samples_without_audio(dataset) for dataset in train)
 

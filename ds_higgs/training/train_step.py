@@ -10,6 +10,7 @@ from deepspeed import DeepSpeedEngine
 from ds_higgs.batch import Batch
 from ds_higgs.job import distributed
 from ds_higgs.losses import LossWeights, Targets, build_targets
+from ds_higgs.training.keep_base import KeptBase
 from ds_higgs.training.reduction import reduce_once
 from ds_higgs.training.results import NonFiniteError, StepResult, summarise_sources
 from ds_higgs.training.step_module import StepModule
@@ -20,6 +21,7 @@ def train_step(
     batches: Sequence[Batch],
     weights: LossWeights,
     *,
+    keep: KeptBase | None = None,
     num_sources: int = 1,
     skip_non_finite: bool = False,
     extra: Sequence[float] = (),
@@ -31,6 +33,7 @@ def train_step(
     Args:
         engine: from `build_engine`.
         batches: this rank's micro-batches, on the CPU; every rank has equally many.
+        keep: the divergence from the base that is part of the loss.
         num_sources: of the batches; the losses of each are told apart.
         skip_non_finite: leave the update out on all ranks, rather than raise.
         extra: this rank's values (sample and token counts, flags) to be summed over ranks in the losses' reduction.
@@ -44,22 +47,28 @@ def train_step(
     # engine.backward divides by the accumulation steps and the reduction by the ranks; here the global batch is one.
     divided_by = engine.gradient_accumulation_steps() * distributed.world_size()
     scales = (weights.scales(counts.sum(dim=0)) * divided_by).float()
+    kept_scales = None if keep is None else keep.scales(counts, times=divided_by)
 
-    sums = torch.zeros_like(counts)
+    sums, divergences = torch.zeros_like(counts), torch.zeros_like(counts)
     with reduce_once(engine) as gradients:
         for batch, batch_targets in zip(batches, targets, strict=True):
-            output = engine(batch.model_inputs.to(engine.device), batch_targets.to(engine.device), scales)
+            inputs, on_device = batch.model_inputs.to(engine.device), batch_targets.to(engine.device)
+            output = engine(inputs, on_device, scales, kept_scales if keep and keep.covers(batch.source) else None)
             engine.backward(output.loss)
             if len(batches) > 1:
                 gradients.collect()
             sums[batch.source] += output.sums
+            divergences[batch.source] += output.divergences
         finite = gradients.finish()
-        reduced = torch.cat([sums.flatten(), (~finite).double().view(1), sums.new_tensor(extra)])
+        reduced = torch.cat([sums.flatten(), divergences.flatten(), (~finite).double().view(1), sums.new_tensor(extra)])
         distributed.all_reduce_sum(reduced)
 
     # The step's one wait for the device: whether to update has to be known before the update.
-    sums_now, (non_finite_ranks, *extra_sums) = _split_at(reduced.tolist(), counts.numel())
+    sums_now, rest = _split_at(reduced.tolist(), counts.numel())
+    divergences_now, (non_finite_ranks, *extra_sums) = _split_at(rest, counts.numel())
     result = summarise_sources(sums_now, counts.flatten().tolist(), weights, num_sources, extra=tuple(extra_sums))
+    if keep is not None:
+        result = keep.add_to(result, torch.tensor(divergences_now).view(counts.shape), counts.cpu())
     if non_finite_ranks or not math.isfinite(result.loss):
         if not skip_non_finite:
             raise NonFiniteError(result)

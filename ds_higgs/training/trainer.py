@@ -23,6 +23,7 @@ from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.average import Average, forget_average
 from ds_higgs.training.best import Best
 from ds_higgs.training.evaluations import Evaluations
+from ds_higgs.training.keep_base import KeptBase
 from ds_higgs.training.metrics import (
     MetricsFile,
     Progress,
@@ -66,6 +67,7 @@ class Trainer:
         validation_sets: Sequence[ValidationSet],
         listener: Listener | None,
         weights: LossWeights,
+        keep: KeptBase | None,
         landmarks: Landmarks,
         total_steps: int,
     ):
@@ -75,6 +77,7 @@ class Trainer:
         self.engine = engine
         self.train_loader = train_loader
         self.weights = weights
+        self.keep = keep
         self.total_steps = total_steps
         self._peak_tokens_per_second = find_peak(engine.module.higgs.config, config.train.mode, ranks.world_size)
         self.position = Position()
@@ -141,6 +144,7 @@ class Trainer:
                 self.engine,
                 micro_batches,
                 self.weights,
+                keep=self.keep,
                 num_sources=len(self.train_loader.order.names),
                 skip_non_finite=self.config.run.on_nonfinite == "skip",
                 extra=(num_samples, num_tokens, self.stop_requests.requested(), self.saves.is_ready),

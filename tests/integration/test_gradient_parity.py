@@ -12,9 +12,11 @@ import torch
 
 from ds_higgs.config import OptimConfig
 from ds_higgs.model.tiny import write_tiny_base
+from ds_higgs.training.keep_base import KeptBase
 from ds_higgs.training.step_module import StepModule
 from tests.support import launching
 from tests.support.parity import (
+    KEPT,
     ROUNDING,
     STEPS,
     add_gradients,
@@ -41,6 +43,7 @@ class Setting:
     train: dict = field(default_factory=dict)
     optim: dict = field(default_factory=dict)
     repeated: bool = False
+    keep: bool = False  # the divergence from the base is part of the loss
 
     @property
     def name(self) -> str:
@@ -91,6 +94,7 @@ def settings_of_modes() -> list[Setting]:
         Setting("rank 1 without audio", 1, {"stage": 0}, train=AUDIO_FFN),
         Setting("long texts", 1, {"stage": 3, **ALL_SPLIT}, train=FULL, optim={"layer_decay": 0.5}),
         Setting("rank 1 without audio", 1, {"stage": 2}, lora={"targets": RANKS}, optim={"loraplus_lr_ratio": 4}),
+        Setting("rank 1 without audio", 2, {"stage": 2}, keep=True),
     ]
 
 
@@ -115,7 +119,7 @@ def settings_in_bf16(*modes: dict) -> list[Setting]:
         for mode in modes
         for stage in (0, 1, 2, 3)
         for accumulation in (1, 4)
-    ]
+    ] + [Setting("all audio", 2, {"stage": 2, "precision": "bf16"}, keep=True)] * (modes == ({},))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +146,7 @@ def plain(small_base):
     """One process, the whole batch, torch's own AdamW on fp32 weights, which bf16 ones follow."""
 
     @cache
-    def train(scenario: str, bf16: bool, trained: str) -> dict:
+    def train(scenario: str, bf16: bool, trained: str, keep: KeptBase | None) -> dict:
         config = parity_config(small_base, **json.loads(trained), precision="bf16" if bf16 else "fp32")
         module = StepModule(build_model(config))
         masters = {name: weight.float() for name, weight in trainable(module.peft_model).items()}
@@ -153,7 +157,7 @@ def plain(small_base):
         batches = micro_batches(small_base, scenario, count=2)
         losses, norms = [], []
         for _ in range(STEPS):
-            losses.append(add_gradients(module, batches, masters))
+            losses.append(add_gradients(module, batches, masters, keep))
             norms.append(clip_gradients(list(masters.values()), optim.max_grad_norm))
             optimizer.step()
             module.peft_model.load_state_dict(masters, strict=False)
@@ -164,6 +168,7 @@ def plain(small_base):
         setting.scenario,
         setting.bf16,
         json.dumps({"train": setting.train, "lora": setting.lora, "optim": setting.optim}),
+        KEPT if setting.keep else None,
     )
 
 

@@ -13,6 +13,7 @@ from ds_higgs.layout import ExpandedSequence, expand
 from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.loading import HiggsAudioConfig, load_tokenizer, read_model_config
 from ds_higgs.training.engine import build_trained_model
+from ds_higgs.training.keep_base import KeptBase
 from ds_higgs.training.memory_plan import choose_memory_settings
 from ds_higgs.training.step_module import StepModule
 from ds_higgs.training.stop_and_onset import Landmarks
@@ -42,6 +43,8 @@ LONG_TEXTS = [
 ]
 SCENARIOS = {"all audio": WITH_AUDIO, "rank 1 without audio": RANK_1_WITHOUT_AUDIO, "long texts": LONG_TEXTS}
 STEPS = 2
+# A weight at which it is a good part of the gradient.
+KEPT = KeptBase(weight=20.0, text=True, audio=True, sources=None, codebooks=(0.125,) * 8)
 # Of averages that no loss depends on.
 LANDMARKS = Landmarks(stream_eos=1025, onset_frames=25, delay=1, audio_start=0, ends=())
 # How far two fp32 computations of one loss or gradient norm may lie apart, relatively. Each is the end of a chain of
@@ -158,17 +161,21 @@ def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def add_gradients(module: StepModule, batches: list[Batch], masters: dict[str, torch.Tensor]) -> float:
+def add_gradients(
+    module: StepModule, batches: list[Batch], masters: dict[str, torch.Tensor], keep: KeptBase | None = None
+) -> float:
     """Set the masters' gradients to the sum over `batches`, in fp32; return the loss."""
     weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
     targets = [build_targets(batch, placeholder_ids=module.placeholder_ids) for batch in batches]
-    scales = weights.scales(sum(one.counts() for one in targets)).float()
+    counts = sum(one.counts() for one in targets)
+    scales = weights.scales(counts).float()
+    kept_scales = None if keep is None else keep.scales(counts.unsqueeze(0), times=1.0)
     parameters = dict(module.peft_model.named_parameters())
     for master in masters.values():
         master.grad = torch.zeros_like(master)
     total = 0.0
     for batch, one in zip(batches, targets, strict=True):
-        loss = module(batch.model_inputs, one, scales).loss
+        loss = module(batch.model_inputs, one, scales, kept_scales).loss
         loss.backward()
         total += loss.item()
         for name, master in masters.items():

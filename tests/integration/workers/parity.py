@@ -20,7 +20,7 @@ from ds_higgs.training.engine import build_engine
 from ds_higgs.training.train_step import train_step
 from ds_higgs.training.validation import evaluate
 from ds_higgs.training.zero import build_deepspeed_config
-from tests.support.parity import LANDMARKS, STEPS, build_model, micro_batches, parity_config, trainable
+from tests.support.parity import KEPT, LANDMARKS, STEPS, build_model, micro_batches, parity_config, trainable
 
 
 def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
@@ -37,7 +37,7 @@ def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
     weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
     own = own_batches(setting, base, ranks)
     fresh = not engine.optimizer.state and all(torch.equal(masters[name], initial[name].float()) for name in initial)
-    results = [train_step(engine, own, weights) for _ in range(STEPS)]
+    results = [train_step(engine, own, weights, keep=KEPT if setting["keep"] else None) for _ in range(STEPS)]
     found = {
         "fresh": fresh,
         "grad_norms": [result.grad_norm for result in results],
