@@ -30,7 +30,8 @@ def check_optimizer(optim: OptimConfig, *, device_type: str) -> None:
 def optimizer_keys(optim: OptimConfig) -> dict[str, Any]:
     """Keys of the DeepSpeed JSON.
 
-    AdamW is torch's own, for Muon too: DeepSpeed's are compiled at first use, which takes nvcc even with offload.
+    AdamW is torch's own, for Muon too: DeepSpeed's are compiled at first use, which takes nvcc even with offload, where
+    they gain nothing over torch's fused one (`benchmarks/offload.py`).
     """
     adam = {"betas": list(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay, "torch_adam": True}
     if optim.type == "adamw_8bit":

@@ -53,7 +53,7 @@ def plain(optim: OptimConfig, base: Path, steps: int) -> tuple[list[float], dict
 @pytest.mark.parametrize(
     "zeros",
     [
-        [{"stage": 2}],
+        pytest.param([{"stage": 2}], marks=pytest.mark.slow),
         pytest.param(
             [{"stage": stage} for stage in (0, 1, 3)]
             + [{"stage": stage, "offload_optimizer": True} for stage in (1, 2, 3)],
