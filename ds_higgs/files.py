@@ -226,13 +226,13 @@ class NumberLocks:
     """Locks by number on one file, which the operating system frees when the process ends, however it ends.
 
     Where the file cannot be opened for writing, or its file system has no locks, every number can be had: they keep
-    processes from doing the same work twice, and nothing may rely on more.
+    processes from doing the same work twice, and nothing may rely on more. So it is without a file (None).
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | None):
         self._file: TextIO | None = None
         with contextlib.suppress(OSError):
-            self._file = open(path, "a")  # noqa: SIM115 - closing it would free the locks
+            self._file = None if path is None else open(path, "a")  # noqa: SIM115 - closing it would free the locks
 
     @contextmanager
     def hold(self, number: int) -> Iterator[bool]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from ds_higgs.config.types import MAX_COUNT, MAX_SECONDS, MAX_SEED
 
+MAX_SHARES = 99_999
+
 
 def count(text: str) -> int:
     """A whole number from 1 on."""
@@ -52,6 +54,15 @@ def two_names(text: str) -> tuple[str, str]:
 def share(text: str) -> float:
     """A part of a whole, which may be all of it."""
     return _checked(text, float, lambda value: 0 < value <= 1, "a number above 0, up to 1")
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """One of several shares, "3/64"."""
+    number, slash, whole = text.partition("/")
+    expected = "I/N with I from 1 to N, such as 3/64"
+    if slash and number.isdecimal() and whole.isdecimal() and 1 <= int(number) <= int(whole) <= MAX_SHARES:
+        return int(number), int(whole)
+    raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected {expected}")
 
 
 def seconds(text: str) -> float:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ds_higgs.cli.arguments import count, device, seed, share
+from ds_higgs.cli.arguments import count, device, seed, share, share_of
 from ds_higgs.commands.recipes.goals import CARDS, GOALS
 from ds_higgs.config import Config
 from ds_higgs.data.sources.opening import FORMS
@@ -69,9 +69,27 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     inspect.add_argument("-o", "--out", type=Path, default=Path("inspect.html"), help="the page (inspect.html)")
     inspect.add_argument("--audio-mb", type=count, default=20, help="room for players in the page, in MB (20)")
 
+    _add_prepare(add_config_command)
+
+
+def _add_prepare(add_config_command: AddCommand) -> None:
     prepare = add_config_command("prepare", _prepare, "encode the manifests' audio into the code cache")
     prepare.add_argument(
         "--processes", type=count, metavar="N", help="processes that encode at once (one per GPU; 1 without)"
+    )
+    part = prepare.add_mutually_exclusive_group()
+    part.add_argument(
+        "--share",
+        type=share_of,
+        metavar="I/N",
+        help="encode the I-th of N shares by itself, into files of its own; one on each of many machines",
+    )
+    part.add_argument(
+        "--join",
+        type=Path,
+        nargs="*",
+        metavar="FOLDER",
+        help="check all shares, of data.cache_dir and of the cache folders FOLDER, and make of them what is trained on",
     )
 
 
@@ -142,6 +160,14 @@ def _inspect(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def _prepare(config: Config, arguments: argparse.Namespace) -> None:
-    from ds_higgs.commands.prepare import prepare
+    from ds_higgs.commands import prepare
+    from ds_higgs.data.shares.dealing import Share
 
-    prepare(config, processes=arguments.processes)
+    if arguments.join is not None:
+        if arguments.processes is not None:
+            raise UserError("--processes: goes with --share or alone; joining encodes nothing")
+        prepare.join_shares(config, arguments.join)
+    elif arguments.share is not None:
+        prepare.prepare_share(config, Share(*arguments.share), processes=arguments.processes)
+    else:
+        prepare.prepare(config, processes=arguments.processes)

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import io
 import math
 import os
@@ -14,12 +15,15 @@ import numpy as np
 import soundfile
 import soxr
 
+from ds_higgs.data.containers.opening import file_on_disk, open_audio, split_name
 from ds_higgs.data.problems import BadSampleError
+from ds_higgs.files import hash_file
 
 SILENCE_PEAK = 1e-4  # -80 dBFS
 UNKNOWN_WAV_SIZES = (0, 0xFFFFFFFF)  # what ffmpeg and sox write when they stream
 MAX_CHANNELS = 2
 
+# A file, or a recording inside one (`containers.opening`), or what would be in a file.
 AudioSource = Path | bytes
 
 
@@ -55,7 +59,8 @@ def decode_base64(raw_audio: str) -> bytes:
 
 
 def check_file(path: Path) -> os.stat_result:
-    """Raises BadSampleError where the file is missing, unreadable, not a file or empty."""
+    """Raises BadSampleError where the file (or the one around it) is missing, unreadable, not a file or empty."""
+    path = Path(file_on_disk(path))
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -71,6 +76,24 @@ def check_file(path: Path) -> os.stat_result:
     if status.st_size == 0:
         raise BadSampleError("the file is empty")
     return status
+
+
+def hash_audio(path: Path) -> str:
+    """SHA-256 of a recording's bytes, in hex: the same wherever it lies.
+
+    Raises:
+        BadSampleError: it lies in a file that does not hold it, or that cannot be read.
+    """
+    if split_name(path) is None:
+        return hash_file(path)
+    digest = hashlib.sha256()
+    try:
+        with open_audio(path) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise BadSampleError(f"the file around it cannot be read: {_reason(error)}") from None
+    return digest.hexdigest()
 
 
 def check_header(source: AudioSource, segment: Segment, limits: AudioLimits) -> float:
@@ -124,10 +147,16 @@ def read_frames(source: AudioSource, segment: Segment) -> tuple[np.ndarray, int]
 
 def _open(source: AudioSource) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        if isinstance(source, Path) and split_name(source) is None:
+            return soundfile.SoundFile(str(source))
+        return soundfile.SoundFile(_as_file(source))
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         expected = "WAV, FLAC, OGG, Opus or MP3; `ds-higgs manifest` turns m4a, mp4 and others into FLAC by ffmpeg"
         raise BadSampleError(f"the audio cannot be opened: {_reason(error)}", expected) from None
+
+
+def _as_file(source: AudioSource) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open_audio(source)
 
 
 def _check_layout(file: soundfile.SoundFile) -> None:
@@ -162,7 +191,7 @@ def _segment_frames(file: soundfile.SoundFile, segment: Segment) -> tuple[int, i
 
 def _check_complete(source: AudioSource) -> None:
     """Refuse a WAV file that is shorter than its header says: libsndfile reads such a file without a word."""
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    with _as_file(source) as file:
         riff = file.read(12)
         if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
             return

@@ -1,6 +1,8 @@
-"""Whether audio files are what they were when their samples were analysed."""
+"""Audio files as they were when they were looked at: whether they are so still, and what is known of them."""
 
+import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ds_higgs.data.clips import HashMemo, fingerprint_of
+from ds_higgs.data.clips import AUDIO_FILE_SCHEMA, HashMemo, MemoEntry, fingerprint_of
+from ds_higgs.data.containers.opening import file_on_disk
+from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.sample_table import SampleTable
 
@@ -38,7 +42,7 @@ def look_at_files(files: pa.Table, audio_root: Path, cache_dir: Path, *, share: 
         for name, fingerprint, digest in zip(path, zip(*known, strict=True), content, strict=True):
             file = os.path.join(audio_root, name)
             try:
-                if fingerprint_of(os.stat(file)) == fingerprint:
+                if fingerprint_of(os.stat(file_on_disk(file))) == fingerprint:
                     continue
             except FileNotFoundError:
                 found.num_missing += 1
@@ -75,3 +79,44 @@ def files_of(samples: SampleTable, files: pa.Table) -> pa.Table:
     """The audio files that the samples name, each once: the first of `files` with its path."""
     rows = pc.index_in(samples.paths().unique(), value_set=files["path"].combine_chunks())
     return files.take(rows.drop_null()).combine_chunks()
+
+
+class KnownFiles:
+    """What was seen of audio files, by someone, somewhere: a `clips.KnownAudio`.
+
+    Args:
+        files: of AUDIO_FILE_SCHEMA.
+        errors: by path, offset and duration, the clips that cannot be used.
+    """
+
+    def __init__(self, files: pa.Table, errors: Mapping[tuple[str, float, float | None], BadSampleError]):
+        self._files = files
+        self._errors = errors
+        digests = b"".join(_digest(path) for batch in files.to_batches() for path in batch.column("path").to_pylist())
+        self._index = KeyIndex(np.frombuffer(digests, np.uint8).reshape(-1, KEY_BYTES))
+
+    def __call__(self, path: str, offset: float, duration: float | None) -> MemoEntry | None:
+        """Raises BadSampleError for a clip that cannot be used."""
+        if (error := self._errors.get((path, offset, duration))) is not None:
+            raise error
+        row = self._index.find_one(_digest(path))
+        if row < 0:
+            return None
+        _, *fingerprint, content = (self._files[name][row].as_py() for name in AUDIO_FILE_SCHEMA.names)
+        size, modified, inode, changed = fingerprint
+        return (size, modified, inode, changed), content
+
+    def changed(self, files: pa.Table) -> frozenset[str]:
+        """Paths of the files that were seen with another content than `files` says."""
+        found: list[str] = []
+        for start in range(0, len(files), _CHUNK):
+            paths, contents = (files[name].slice(start, _CHUNK).to_pylist() for name in ("path", "content"))
+            for path, content in zip(paths, contents, strict=True):
+                row = self._index.find_one(_digest(path))
+                if row >= 0 and self._files["content"][row].as_py() != content:
+                    found.append(path)
+        return frozenset(found)
+
+
+def _digest(path: str) -> bytes:
+    return hashlib.blake2b(path.encode(), digest_size=KEY_BYTES).digest()

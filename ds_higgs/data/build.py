@@ -13,16 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from ds_higgs.data.analysis import Analysis, Donor, read_draft
-from ds_higgs.data.audio_changes import files_of, unchanged_samples
+from ds_higgs.data.audio_changes import KnownFiles, files_of, unchanged_samples
 from ds_higgs.data.cache import ClipPlaces, ClipReader, CodeCache, tell_of_former_codes
 from ds_higgs.data.clips import ClipFinder, HashMemo
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.deep_check import find_damage
-from ds_higgs.data.distinct_clips import DistinctClips
+from ds_higgs.data.distinct_clips import DistinctClips, problems_of_clips
 from ds_higgs.data.encoding import Encoder, Progress, plan_units, start_helpers
 from ds_higgs.data.exclusion import Exclusion
-from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
-from ds_higgs.data.manifest import problem_at
 from ds_higgs.data.prepared import PreparedSet, SetMarker, write_set
 from ds_higgs.data.problems import BadSampleError, Problem, raise_problems
 from ds_higgs.data.ranks import ALONE, RankChannel
@@ -32,7 +30,6 @@ from ds_higgs.data.sample_table import SampleTable
 from ds_higgs.data.statistics import ManifestStatistics, compute_statistics
 from ds_higgs.data.variation import check_can_vary, vary
 from ds_higgs.errors import UserError
-from ds_higgs.layout import AudioLayout
 
 logger = logging.getLogger("ds_higgs")
 
@@ -49,6 +46,7 @@ def build_dataset(
     ranks: RankChannel = ALONE,
     progress: Progress | None = None,
     needs_audio: bool = True,
+    known: KnownFiles | None = None,
 ) -> HiggsDataset:
     """Check all samples and encode what the cache lacks; every rank returns the same data set.
 
@@ -57,11 +55,12 @@ def build_dataset(
         device: where the codec runs, if it is needed.
         progress: called with the number of clips done and of those that the cache lacked.
         needs_audio: whether a manifest of text alone is refused.
+        known: see Preparation.
 
     Raises:
         UserError: with every problem of the manifest (`error`), or no sample is left (`skip`); on every rank.
     """
-    preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=ranks)
+    preparation = Preparation(manifest, rules=rules, cache_dir=cache_dir, ranks=ranks, known=known)
     preparation.run(on_bad_sample=on_bad_sample, devices=[device], progress=progress, needs_audio=needs_audio)
     return preparation.dataset()
 
@@ -84,7 +83,9 @@ class Preparation:
         rules: SampleRules,
         cache_dir: Path,
         ranks: RankChannel = ALONE,
+        known: KnownFiles | None = None,
     ):
+        """known: of audio files, asked before one is looked at; what was prepared of others is taken as it was."""
         self.manifest = manifest
         self.problems: list[Problem] = []
         self.samples: SampleTable
@@ -97,6 +98,7 @@ class Preparation:
         self._ranks = ranks
         self._audio_root = rules.audio_root or manifest.parent
         self._reuse = Reuse(manifest, rules, cache_dir=cache_dir, codes=self._cache.folder, ranks=ranks)
+        self._known = known
         self._draft: Path
         self._clips: DistinctClips  # of `samples`, after `encode`
         self._files: pa.Table
@@ -134,7 +136,7 @@ class Preparation:
         if before is None:
             self._analyse(None)
             return
-        changed = self._reuse.find_changed_audio(before)
+        changed = self._known.changed(before.files) if self._known else self._reuse.find_changed_audio(before)
         if not changed and self._reuse.is_whole(before):
             self._before = before
             if not before.marker.problems:  # else they are looked at again: they may have been mended
@@ -178,7 +180,7 @@ class Preparation:
             helper.join()
         self._ranks.stop_here()
         failures = _exchange_failures(encoder.failures, self._ranks)
-        self.problems += _audio_problems(self.manifest, self.samples, clips, failures, self._rules.layout)
+        self.problems += problems_of_clips(self.manifest, self.samples, clips, failures, self._rules.layout)
 
     def check_audio_to_learn(self) -> None:
         """Raises UserError where all samples without a problem are of text alone."""
@@ -248,7 +250,8 @@ class Preparation:
             )
         self._cache.scan()
         memo = HashMemo(self._cache_dir)
-        finder = ClipFinder(self._cache, memo, audio_root=self._audio_root, limits=self._rules.limits)
+        limits = self._rules.limits
+        finder = ClipFinder(self._cache, memo, audio_root=self._audio_root, limits=limits, known=self._known)
         exclusion = Exclusion(self.manifest, self._rules.exclude)
         analysis = Analysis(self.manifest, self._rules, finder, exclusion, donor)
         rank, world_size = self._ranks.rank, self._ranks.world_size
@@ -317,26 +320,6 @@ def _exchange_failures(failures: Mapping[str, BadSampleError], ranks: RankChanne
     """By key, the clips that any rank could not use."""
     content = {key: (error.message, error.expected) for key, error in failures.items()}
     return {key: BadSampleError(*error) for part in ranks.tell(content) for key, error in part.items()}
-
-
-def _audio_problems(
-    manifest: Path,
-    samples: SampleTable,
-    clips: DistinctClips,
-    failures: Mapping[str, BadSampleError],
-    layout: AudioLayout,
-) -> list[Problem]:
-    """Of the samples that have a clip that failed."""
-    keys = np.frombuffer(bytes.fromhex("".join(failures)), np.uint8).reshape(-1, KEY_BYTES)
-    failed = KeyIndex(keys).find(clips.keys) >= 0
-    uses = np.flatnonzero(failed[clips.of_use])
-    problems = []
-    for row in np.unique(np.searchsorted(samples.clip_ends, uses, side="right")).tolist():
-        found = zip(samples.clips(row), samples.audio_targets(row, layout), strict=True)
-        errors = [failures[clip.key].of(clip.name(learned=on)) for clip, on in found if clip.key in failures]
-        number = samples.value("number", row)
-        problems += [problem_at(manifest, number, error.message, error.expected) for error in errors]
-    return list(dict.fromkeys(problems))
 
 
 def _clips_of_draft(draft: Path, world_size: int, audio_root: Path) -> DistinctClips:

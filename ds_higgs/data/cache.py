@@ -201,17 +201,41 @@ class CodeCache:
             raise self._not_written(error) from None
         self._files.pop(name, None)
 
-    def tidy(self) -> None:
+    def tidy(self, *, alone: bool = False) -> None:
         """Join small files, files of earlier versions and what is intact of damaged ones to large files.
 
         Where the cache cannot be written nothing happens.
+
+        Args:
+            alone: no other process works here: no lock is taken.
         """
         if not os.access(self.folder, os.W_OK):
             return
-        locks = NumberLocks(self.folder / "units.lock")
+        locks = self.locks(alone=alone)
         while not self._tidy(locks):  # what another process joins now must not go while its places are looked up
             time.sleep(SECONDS_BETWEEN_LOOKS)
         self.scan()
+
+    def locks(self, *, alone: bool = False) -> NumberLocks:
+        """Of units, by number; with `alone` every one can be had, and no file is touched."""
+        return NumberLocks(None if alone else self.folder / "units.lock")
+
+    def intact_batches(self) -> Iterator[pa.RecordBatch]:
+        """All clips that are what was written; files that hold others are suspect from then on."""
+        return self._batches_of([self.folder / name for name in [*self._list_files(), *self._list_units()]], [])
+
+    def add_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Write clips that are encoded already to large files; `scan` takes them up.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            with TableWriter(self.folder, CLIP_SCHEMA, lambda _: f"clips-{uuid.uuid4().hex}.arrow") as writer:
+                for batch in coalesced(batches, _BATCH_CLIPS):
+                    writer.write(batch)
+        except OSError as error:
+            raise self._not_written(error) from None
 
     def _tidy(self, locks: NumberLocks) -> bool:
         """False where another process is at it."""
@@ -224,12 +248,7 @@ class CodeCache:
             joined = [self.folder / name for name in [*self._list_units(), *self._list_joinable()]]
             if not joined and not earlier:
                 return True
-            try:
-                with TableWriter(self.folder, CLIP_SCHEMA, lambda _: f"clips-{uuid.uuid4().hex}.arrow") as writer:
-                    for batch in coalesced(self._batches_of(joined, earlier), _BATCH_CLIPS):
-                        writer.write(batch)
-            except OSError as error:
-                raise self._not_written(error) from None
+            self.add_batches(self._batches_of(joined, earlier))
             for path in [*joined, *earlier]:
                 remove_file(path)
             describe_for_datasets(self.folder, self._list_files())
@@ -243,6 +262,7 @@ class CodeCache:
                 damaged += count
                 yield batch
             if damaged:
+                suspect(path)
                 logger.warning("%s: damaged (%d clips fail their checksum): they are encoded again", path, damaged)
         for path in earlier:
             if clips := read_shard(path):

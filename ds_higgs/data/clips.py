@@ -5,18 +5,19 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 from boson_multimodal.data_types import AudioContent
 
-from ds_higgs.data.audio import AudioLimits, AudioSource, Segment, check_file, check_header, decode_base64
+from ds_higgs.data.audio import AudioLimits, AudioSource, Segment, check_file, check_header, decode_base64, hash_audio
 from ds_higgs.data.cache import CodeCache, clip_key
 from ds_higgs.data.chatml import NO_URL
 from ds_higgs.data.manifest import read_entry
 from ds_higgs.data.problems import BadSampleError
-from ds_higgs.files import hash_file, write_atomically
+from ds_higgs.files import write_atomically
 
 logger = logging.getLogger("ds_higgs")
 
@@ -76,9 +77,10 @@ class Clip:
         return decode_base64(raw_audio_items(read_entry(manifest, self.start, self.end))[self.item])
 
 
-def audio_name(path: str, item: int, *, learned: bool) -> str:
+def audio_name(path: str, item: int, *, learned: bool | None = None) -> str:
     """An audio item in messages: its file (or its number among the sample's `raw_audio`) and what it is there for."""
-    return f"{'target' if learned else 'reference'} audio {path or f'(`raw_audio`, number {item + 1} of the sample)'}"
+    purpose = {True: "target ", False: "reference ", None: ""}[learned]
+    return f"{purpose}audio {path or f'(`raw_audio`, number {item + 1} of the sample)'}"
 
 
 def raw_audio_items(data: dict) -> list[str]:
@@ -100,19 +102,19 @@ class HashMemo:
             self._known.update(_read_memo(path))
 
     def hash(self, path: Path) -> str:
-        """Raises BadSampleError where the file is missing, unreadable or empty."""
+        """Raises BadSampleError where the file is missing, unreadable or empty, or does not hold the recording."""
         return self.look_at(path)[1]
 
     def look_at(self, path: Path) -> MemoEntry:
         """A file's fingerprint and the hash of its content.
 
         Raises:
-            BadSampleError: it is missing, unreadable or empty.
+            BadSampleError: it is missing, unreadable or empty, or does not hold the recording.
         """
         fingerprint = fingerprint_of(check_file(path))
         name = str(path.absolute())
         if name not in self._known or self._known[name][0] != fingerprint:
-            self._known[name] = self._new[name] = (fingerprint, hash_file(path))
+            self._known[name] = self._new[name] = (fingerprint, hash_audio(path))
         return self._known[name]
 
     def save(self) -> None:
@@ -147,14 +149,32 @@ def fingerprint_of(status: os.stat_result) -> Fingerprint:
     return (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
-class ClipFinder:
-    """Turns a sample's audio items into checked clips with their cache keys."""
+# From the path in a manifest, an offset and a duration to what is known of the file without a look at it; None where
+# that is nothing. Raises BadSampleError where it is known that the clip cannot be used.
+KnownAudio = Callable[[str, float, float | None], MemoEntry | None]
 
-    def __init__(self, cache: CodeCache, memo: HashMemo, *, audio_root: Path, limits: AudioLimits):
+
+class ClipFinder:
+    """Turns a sample's audio items into checked clips with their cache keys.
+
+    Args:
+        known: asked before a file is looked at.
+    """
+
+    def __init__(
+        self,
+        cache: CodeCache,
+        memo: HashMemo,
+        *,
+        audio_root: Path,
+        limits: AudioLimits,
+        known: KnownAudio | None = None,
+    ):
         self._cache = cache
         self._memo = memo
         self._audio_root = audio_root
         self._limits = limits
+        self._known = known
         self._seconds: dict[str, float | BadSampleError] = {}  # by key, what the header gave
         self._files: dict[str, MemoEntry] = {}
 
@@ -175,18 +195,21 @@ class ClipFinder:
         Raises:
             BadSampleError: the audio cannot be used.
         """
-        path = "" if content.audio_url in NO_URL else str(self._audio_root / content.audio_url)
         try:
-            return self._find(content, path, start, end, item)
+            return self.look_at(content, start=start, end=end, item=item)
         except BadSampleError as error:
-            raise error.of(audio_name(path, item, learned=learned)) from None
+            raise error.of(audio_name(self._path(content), item, learned=learned)) from None
 
-    def _find(self, content: AudioContent, path: str, start: int, end: int, item: int) -> Clip:
+    def look_at(self, content: AudioContent, *, start: int, end: int, item: int) -> Clip:
+        """`find`, of an item of which nobody knows what it is there for."""
+        path = self._path(content)
         offset, duration = content.offset or 0.0, content.duration
         source: AudioSource
         if path:
             source = Path(path)
-            self._files[content.audio_url] = looked_at = self._memo.look_at(source)
+            known = self._known and self._known(content.audio_url, offset, duration)
+            looked_at = known or self._memo.look_at(source)
+            self._files[content.audio_url] = looked_at
             content_hash = looked_at[1]
         else:
             source = decode_base64(content.raw_audio or "")
@@ -194,6 +217,9 @@ class ClipFinder:
         key = clip_key(content_hash, offset=offset, duration=duration, codec_identity=self._cache.codec_identity)
         seconds = self._check(key, source, Segment(offset, duration))
         return Clip(key, path, start, end, item, offset, duration, seconds, content_hash)
+
+    def _path(self, content: AudioContent) -> str:
+        return "" if content.audio_url in NO_URL else str(self._audio_root / content.audio_url)
 
     def _check(self, key: str, source: AudioSource, segment: Segment) -> float:
         seconds = self._cache.seconds_of(key)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from ds_higgs.data.cache import SECONDS_BETWEEN_LOOKS, CodeCache
 from ds_higgs.data.clip_files import EncodedClip
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.codec.source import AudioCodec, CodecSource
-from ds_higgs.data.distinct_clips import DistinctClips
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.errors import UserError
 from ds_higgs.files import NumberLocks
@@ -30,6 +30,24 @@ UNIT_SECONDS = 600.0
 DECODING_THREADS = 4
 
 Progress = Callable[[int, int], None]  # clips done, clips that were missing at the start
+
+
+class ClipList(Protocol):
+    """Distinct clips, by number.
+
+    keys: [clips, KEY_BYTES] uint8; seconds: [clips].
+    """
+
+    keys: np.ndarray
+    seconds: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Clip: ...
+
+    def reading_places(self) -> np.ndarray | None:
+        """[clips, 2], the file around each and its place there, where clips lie in larger files."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,12 +62,18 @@ class Unit:
     clips: np.ndarray
 
 
-def plan_units(clips: DistinctClips) -> list[Unit]:
-    """Cut the distinct clips of a manifest into units, whatever the cache already holds."""
-    order = np.lexsort([*reversed(clips.keys.view(">u8").T), clips.seconds])
+def plan_units(clips: ClipList) -> list[Unit]:
+    """Cut the distinct clips of a manifest into units, whatever the cache already holds.
+
+    A unit's clips are of one file, where that holds many, and in the order in which they are best read.
+    """
+    places = clips.reading_places()
+    inside = np.zeros((len(clips), 2), dtype=np.int64) if places is None else places
+    order = np.lexsort([*reversed(clips.keys.view(">u8").T), clips.seconds, inside[:, 1], inside[:, 0]])
+    of_other_file = np.diff(inside[order, 0], prepend=0) != 0
     cuts, start, seconds = [], 0, 0.0
     for place, length in enumerate(clips.seconds[order].tolist()):
-        if place > start and (place - start == UNIT_CLIPS or seconds + length > UNIT_SECONDS):
+        if place > start and (place - start == UNIT_CLIPS or seconds + length > UNIT_SECONDS or of_other_file[place]):
             cuts.append(place)
             start, seconds = place, 0.0
         seconds += length
@@ -73,18 +97,20 @@ class Encoder:
         rate: sampling rate that clips are decoded to.
         progress: called with each clip that is done.
         stop: asked before each unit and after each clip: a unit can take a codec many minutes.
+        alone: nobody else is at the units that this one is given: no lock is taken.
     """
 
     def __init__(
         self,
         cache: CodeCache,
         manifest: Path,
-        clips: DistinctClips,
+        clips: ClipList,
         load_codec: Callable[[], AudioCodec] | None,
         *,
         rate: int,
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
+        alone: bool = False,
     ):
         self.failures: dict[str, BadSampleError] = {}
         self.num_encoded = 0
@@ -95,6 +121,7 @@ class Encoder:
         self._rate = rate
         self._progress = progress
         self._stop = stop
+        self._alone = alone
         self._codec: AudioCodec | None = None
         self._num_missing = 0
         self._num_done = 0
@@ -111,7 +138,7 @@ class Encoder:
         if not pending:
             return
         self._tell()
-        locks = NumberLocks(self._cache.folder / "units.lock")
+        locks = self._cache.locks(alone=self._alone)
         while pending and not self._stop():
             left = [unit for unit in pending if self._stop() or not self._encode_unit(unit, locks, absent)]
             if len(left) == len(pending):  # other processes are at all of them
@@ -183,20 +210,23 @@ def start_helpers(
     manifest: Path,
     cache_dir: Path,
     codec: CodecSource,
-    find_clips: Callable[[], DistinctClips],
+    find_clips: Callable[[], ClipList],
     devices: Sequence[str],
+    *,
+    apart: bool = False,
 ) -> list[BaseProcess]:
     """Start processes that encode clips beside the caller; they end with the work, or with the caller.
 
     Args:
         find_clips: gives the manifest's clips in another process.
+        apart: each takes every `count + 1`-th unit, the caller from the first on, and no locks.
     """
     context = multiprocessing.get_context("spawn")
     helpers: list[BaseProcess] = []
     for number in range(count):
-        share = (number + 1) / (count + 1)
+        place = (number + 1, count + 1)
         device = devices[(number + 1) % len(devices)]
-        arguments = (manifest, cache_dir, codec, find_clips, device, share, os.getpid())
+        arguments = (manifest, cache_dir, codec, find_clips, device, place, apart, os.getpid())
         helper = context.Process(target=_help, args=arguments, daemon=True)
         with _started_without_interrupts():
             helper.start()
@@ -218,9 +248,10 @@ def _help(
     manifest: Path,
     cache_dir: Path,
     codec: CodecSource,
-    find_clips: Callable[[], DistinctClips],
+    find_clips: Callable[[], ClipList],
     device: str,
-    share: float,
+    place: tuple[int, int],
+    apart: bool,
     parent: int,
 ) -> None:
     cache = CodeCache(cache_dir, codec.identity)
@@ -234,8 +265,13 @@ def _help(
         lambda: codec.load(device),
         rate=codec.sampling_rate,
         stop=lambda: os.getppid() != parent,
+        alone=apart,
     )
-    encoder.encode_all(units, first=int(share * len(units)))
+    number, count = place
+    if apart:
+        encoder.encode_all(units[number::count])
+    else:
+        encoder.encode_all(units, first=number * len(units) // count)
 
 
 def _check_whole(codes: torch.Tensor, waveform: np.ndarray, hop_length: int) -> None:

@@ -35,10 +35,7 @@ def identify(manifest: Path, rules: SampleRules) -> Identity:
     Raises:
         UserError: the manifest cannot be read.
     """
-    try:
-        content = hash_file(manifest)
-    except OSError as error:
-        raise UserError(f"{manifest}: cannot read the manifest: {error.strerror or error}") from None
+    content = hash_manifest(manifest)
     described: dict[str, Any] = {
         "version": ANALYSIS_VERSION,
         "boson": version("boson-multimodal"),
@@ -52,6 +49,18 @@ def identify(manifest: Path, rules: SampleRules) -> Identity:
         "exclude": sorted(name for name in rules.exclude if name.rpartition(":")[0] == manifest.name),
     }
     return Identity(content, _hash(json.dumps(described, sort_keys=True)))
+
+
+def hash_manifest(manifest: Path) -> str:
+    """Of its bytes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return hash_file(manifest)
+    except OSError as error:
+        raise UserError(f"{manifest}: cannot read the manifest: {error.strerror or error}") from None
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ds_higgs.data.audio import Segment, decode
+from ds_higgs.data.audio import Segment, decode, hash_audio
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.errors import UserError
-from ds_higgs.files import append_whole, hash_file, read_json_lines
+from ds_higgs.files import append_whole, read_json_lines
 from ds_higgs.speech.judges import Transcriber
 
 SAMPLING_RATE = 16_000  # of the recognisers
@@ -50,8 +50,8 @@ def transcribe_missing(
     texts: dict[Path, str] = {}
     waiting = sorted({one.audio for one in utterances if not _has_text(one)})
     for done, audio in enumerate(waiting, start=1):
-        key = hash_file(audio)
         try:
+            key = hash_audio(audio)
             if key not in known:
                 known[key] = _hear(audio, transcriber)
                 _remember(record, key, audio, known[key], transcriber)

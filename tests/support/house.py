@@ -15,7 +15,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"job": "one process among others: ranks, launcher, stopping, failures, exit"},
     {
         "model": "HiggsAudioModel: loading, LoRA, patches; the only importer of boson_multimodal.model",
-        "data": "manifest -> prepared data -> batches; codec/ and sources/, each kind in one module and one list",
+        "data": "manifest -> prepared data -> batches; codec/, sources/, containers/: one module a kind; shares/",
         "checkpoint": "complete or absent",
     },
     {

@@ -1,7 +1,7 @@
 """What a training can tell of its data's ends as it starts: a look at some recordings, one collated sample."""
 
 import logging
-from pathlib import Path
+import os
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from ds_higgs.data.audio import read_frames
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.collation import BatchCollator
+from ds_higgs.data.containers.opening import file_on_disk
 from ds_higgs.data.dataset import HiggsDataset
 from ds_higgs.data.review.sound import measure_sound
 from ds_higgs.data.review.sound_checks import is_cut
@@ -43,7 +44,8 @@ def _some_targets(preparation: Preparation, layout: AudioLayout) -> list[tuple[i
         (samples.value("number", row), clip)
         for row in good[chosen].tolist()
         for clip, learned in zip(samples.clips(row), samples.audio_targets(row, layout), strict=True)
-        if learned and (not clip.path or Path(clip.path).exists())  # codes may have come without their audio
+        if learned
+        and (not clip.path or os.path.exists(file_on_disk(clip.path)))  # codes may have come without their audio
     ]
 
 

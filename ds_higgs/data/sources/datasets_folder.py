@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ds_higgs.data.containers.opening import SEPARATOR
+from ds_higgs.data.containers.tables import row_name
 from ds_higgs.data.sources.tables import SPEAKER_NAMES, TEXT_NAMES
-from ds_higgs.data.sources.utterance import AUDIO_SUFFIXES, Form, Utterance, collect, existing_file
+from ds_higgs.data.sources.utterance import FFMPEG_SUFFIXES, Form, Utterance, collect, existing_file
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_atomically
 
@@ -17,13 +19,13 @@ def is_datasets_folder(folder: Path) -> bool:
 
 
 def read_datasets_folder(folder: Path, audio_folder: Path, speaker: str | None = None) -> list[Utterance]:
-    """All rows. Audio that lies in the table itself is written to `audio_folder`, named by its content.
+    """All rows. Audio that lies in the table stays there, but for what only ffmpeg reads: it goes to `audio_folder`.
 
     Raises:
         UserError: pyarrow is missing; a table has no Audio or no text column; or with every row that cannot be used.
     """
     rows = (
-        (file, f"{file.relative_to(folder)}:{number}", row)
+        (file, number, f"{file.relative_to(folder)}:{number}", row)
         for file in sorted(path for suffix in ("*.arrow", "*.parquet") for path in folder.rglob(suffix))
         if not file.name.startswith("cache-")
         for number, row in enumerate(_rows(file))
@@ -32,7 +34,7 @@ def read_datasets_folder(folder: Path, audio_folder: Path, speaker: str | None =
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows as {"audio": {"bytes", "path"}, "text", "speaker"}."""
+    """Rows as {"audio": {"bytes", "path"}, "text", "speaker", "column": the audio's}."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -40,13 +42,14 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         raise UserError("reading a `datasets` folder needs pyarrow: pip install 'ds_higgs[datasets]'") from None
     try:
         if file.suffix == ".parquet":
-            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=100)
+            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=16)
         else:
             batches = pyarrow.ipc.open_stream(file)
         for batch in batches:
             columns = _columns(file, batch.schema)
-            for row in batch.select(list(columns.values())).to_pylist():
-                yield {name: row[column] for name, column in columns.items()}
+            for rows in (batch.slice(start, 16) for start in range(0, len(batch), 16)):
+                for row in rows.select(list(columns.values())).to_pylist():
+                    yield {name: row[column] for name, column in columns.items()} | {"column": columns["audio"]}
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
@@ -67,17 +70,23 @@ def _columns(file: Path, schema: Any) -> dict[str, str]:
     return columns
 
 
-def _utterance(file: Path, place: str, row: dict[str, Any], audio_folder: Path, speaker: str | None) -> Utterance:
+def _utterance(
+    file: Path, number: int, place: str, row: dict[str, Any], audio_folder: Path, speaker: str | None
+) -> Utterance:
     audio, text = row["audio"], row["text"]
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place}: no text")
     if not audio or not (audio["bytes"] or audio["path"]):
         raise UserError(f"{place}: no audio")
     spoken_by = speaker if speaker is not None else row.get("speaker")
+    if not audio["bytes"]:
+        found = existing_file(file.parent / audio["path"], place)
+    elif Path(audio["path"] or "").suffix.lower() in FFMPEG_SUFFIXES:
+        found = _write_audio(audio, audio_folder)
+    else:
+        found = Path(f"{file.resolve()}{SEPARATOR}{row_name(row['column'], number)}")
     return Utterance(
-        audio=_write_audio(audio, audio_folder)
-        if audio["bytes"]
-        else existing_file(file.parent / audio["path"], place),
+        audio=found,
         text=" ".join(text.split()),
         speaker=None if spoken_by is None else str(spoken_by),
         place=place,
@@ -85,9 +94,8 @@ def _utterance(file: Path, place: str, row: dict[str, Any], audio_folder: Path, 
 
 
 def _write_audio(audio: dict[str, Any], folder: Path) -> Path:
-    suffix = Path(audio["path"] or "").suffix.lower()
     name = hashlib.sha256(audio["bytes"]).hexdigest()[:24]
-    path = folder / f"{name}{suffix if suffix in AUDIO_SUFFIXES else '.audio'}"
+    path = folder / f"{name}{Path(audio['path']).suffix.lower()}"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, audio["bytes"])

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import soundfile
 
-from ds_higgs.data.audio import Segment, read_frames
+from ds_higgs.data.audio import Segment, hash_audio, read_frames
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.sources.utterance import FFMPEG_SUFFIXES, Utterance
 from ds_higgs.errors import UserError
@@ -119,7 +119,7 @@ def _convert(audio: Path, folder: Path) -> Path:
 
 def _cut(audio: Path, segment: Segment, folder: Path) -> Path:
     """The part of a recording, at its own rate, as FLAC."""
-    name = hashlib.sha256(f"{hash_file(audio)} {segment.offset} {segment.duration}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{hash_audio(audio)} {segment.offset} {segment.duration}".encode()).hexdigest()[:24]
     out = (folder / f"{name}.flac").resolve()
     if out.exists():
         return out

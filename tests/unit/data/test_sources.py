@@ -1,8 +1,10 @@
 """`ds-higgs manifest`: each of the forms becomes a manifest that trains; references and splits."""
 
 import json
+import re
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from .audio_files import tone, write_tone
 
 SPEAKERS = ("anna", "omar")
 PER_SPEAKER = 4
-FORMS = ("pairs", "table", "swift", "lines", "nemo", "metadata", "datasets")
+FORMS = ("pairs", "table", "swift", "lines", "nemo", "metadata", "datasets", "webdataset")
 
 
 def utterances():
@@ -50,6 +52,8 @@ def write_source(folder: Path, form: str) -> Path:
         return folder
     if form == "datasets":
         return write_datasets_folder(folder)
+    if form == "webdataset":
+        return write_shards(folder)
     for _, name, _ in utterances():
         write_audio(folder / "wavs", name)
     if form == "table":
@@ -105,6 +109,23 @@ def write_datasets_folder(folder: Path) -> Path:
     return folder
 
 
+def write_shards(folder: Path) -> Path:
+    """Two tar archives; the text lies in a .txt in one, in a .json in the other."""
+    files = folder / "tmp"
+    for number, (speaker, name, text) in enumerate(utterances()):
+        write_audio(files, name)
+        described = {"speaker": speaker} if number % 2 else {"speaker": speaker, "text": text}
+        (files / f"{name}.json").write_text(json.dumps(described))
+        if number % 2:
+            (files / f"{name}.txt").write_text(text, encoding="utf-8")
+    for speaker in SPEAKERS:
+        with tarfile.open(folder / f"{speaker}.tar", "w") as archive:
+            for path in sorted(files.glob(f"{speaker}*")):
+                archive.add(path, f"clips/{path.name}")
+    shutil.rmtree(files)
+    return folder
+
+
 def contents(sample, kind):
     """role, text or path of the items of a kind."""
     return [
@@ -139,6 +160,15 @@ def test_each_form_becomes_a_manifest_that_trains(tmp_path, make_rules, form, ca
     assert all(dataset.count_targets(index)[1] > 0 for index in range(8))
     as_assistant = build_dataset(out, rules=make_rules(reference_turn="assistant"), cache_dir=tmp_path / "cache")
     assert len(as_assistant) == 8
+
+
+@pytest.mark.parametrize("form", ["datasets", "webdataset"])
+def test_audio_in_larger_files_stays_there(tmp_path, form):
+    made, *_ = make_manifests(write_source(tmp_path / "source", form), tmp_path / "made" / "train.json")
+    named = [path for sample in json.loads(made.path.read_text()) for _, path in contents(sample, "audio")]
+    inside = {"datasets": r"\.\./source/[\w.-]+::audio\[\d\]", "webdataset": r"\.\./source/\w+\.tar::clips/\w+\.wav"}
+    assert all(re.fullmatch(inside[form], path) for path in named)
+    assert [path.name for path in made.path.parent.iterdir()] == ["train.json"]
 
 
 @pytest.mark.slow
@@ -266,6 +296,10 @@ def break_source(folder: Path, source: Path, form: str) -> str:
     if form == "datasets":
         (source / "bad.parquet").write_bytes(b"PAR1 is no table")
         return r"bad\.parquet: cannot be read"
+    if form == "webdataset":
+        with tarfile.open(source / "zoe.tar", "w") as archive:
+            archive.add(source / "anna.tar", "clips/zoe_1.wav")
+        return r"zoe\.tar::clips/zoe_1: no text; expected clips/zoe_1\.txt, or 'text' in clips/zoe_1\.json"
     (folder / "wavs" / "anna_1.wav").unlink()
     places = {"table": r"list\.csv:3", "metadata": r"metadata\.json:1"}
     return places.get(form, r"train\.jsonl:2") + ": audio file not found: .*anna_1"

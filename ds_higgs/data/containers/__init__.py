@@ -1,0 +1,1 @@
+"""Audio that lies inside other files: tar archives (WebDataset), Parquet and Arrow tables with an Audio column."""
