@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
 from ds_higgs.data.containers.opening import SEPARATOR
 from ds_higgs.data.containers.tables import row_name
 from ds_higgs.data.sources.tables import SPEAKER_NAMES, TEXT_NAMES
@@ -22,7 +25,7 @@ def read_datasets_folder(folder: Path, audio_folder: Path, speaker: str | None =
     """All rows. Audio that lies in the table stays there, but for what only ffmpeg reads: it goes to `audio_folder`.
 
     Raises:
-        UserError: pyarrow is missing; a table has no Audio or no text column; or with every row that cannot be used.
+        UserError: a table has no Audio or no text column; or with every row that cannot be used.
     """
     rows = (
         (file, number, f"{file.relative_to(folder)}:{number}", row)
@@ -35,11 +38,6 @@ def read_datasets_folder(folder: Path, audio_folder: Path, speaker: str | None =
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     """Rows as {"audio": {"bytes", "path"}, "text", "speaker", "column": the audio's}."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("reading a `datasets` folder needs pyarrow: pip install 'ds_higgs[datasets]'") from None
     try:
         if file.suffix == ".parquet":
             batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=16)
