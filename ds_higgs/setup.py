@@ -79,8 +79,13 @@ def build_sample_rules(config: DataConfig, base: Path) -> SampleRules:
         reference_turn=config.reference_turn,
         prompt_form=config.prompt_form,
     )
+    if rules.layout.whisper and config.audio == "elsewhere":
+        raise UserError(
+            "data.audio: elsewhere, but Whisper features are made of the recordings; expected here, or "
+            "data.encode_whisper_embed: false"
+        )
     drops = DropRates(config.drop_reference, config.drop_reference_text, config.drop_system)
-    rules = replace(rules, drops=drops, redraw=config.reference == "redraw")
+    rules = replace(rules, drops=drops, redraw=config.reference == "redraw", audio_here=config.audio == "here")
     if config.exclude is None:
         return rules
     names = [manifest.name for manifest in dict.fromkeys(config.manifests)]
@@ -152,7 +157,7 @@ def build_dataset(
             devices=[str(distributed.training_device(ranks))],
             progress=progress,
         )
-        if ranks.is_main:
+        if ranks.is_main and rules.audio_here:
             warn_of_cut_recordings(preparation, rules.layout)
         return preparation.dataset()
 

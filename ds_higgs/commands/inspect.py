@@ -56,8 +56,10 @@ def inspect(config: Config) -> Inspection:
     """Check all manifests as `validate` does, and bring their samples in order. Encodes nothing.
 
     Raises:
-        UserError: the base checkpoint or a manifest cannot be read, or no sample can be used.
+        UserError: the base checkpoint or a manifest cannot be read, no sample can be used, or the audio is elsewhere.
     """
+    if config.data.audio == "elsewhere":
+        raise UserError("data.audio: elsewhere, but the page plays the recordings; expected here")
     rules = setup.build_sample_rules(config.data, resolve_base(config.model.base, config.model.revision))
     preparations = [_prepare(config, *one) for one in setup.manifests_with_rules(config.data, rules)]
     count = len(config.data.train_sources)

@@ -61,6 +61,8 @@ def prepare_share(config: Config, share: Share, *, processes: int | None = None)
         UserError: with every problem of the share's audio; or there is a launcher.
     """
     _check_processes(processes)
+    if config.data.audio == "elsewhere":
+        raise UserError(f"--share {share}: data.audio is elsewhere; expected to be started where the recordings are")
     if distributed.read_ranks().world_size > 1:
         raise UserError(
             f"--share {share}: started on several ranks; expected one process a share, without a launcher: it uses all "

@@ -28,6 +28,9 @@ class DataConfig(Section):
     audio_root: FilePath | None = Field(
         None, description="Where relative audio paths start; default: beside the manifest."
     )
+    audio: Literal["here", "elsewhere"] = Field(
+        "here", description="elsewhere: no recordings on this machine; their codes are used and nothing looks for them."
+    )
     cache_dir: FilePath | None = Field(
         None, description="Code cache, shared by runs; ~/.cache/ds_higgs/codes if unset."
     )

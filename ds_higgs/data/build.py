@@ -136,13 +136,18 @@ class Preparation:
         if before is None:
             self._analyse(None)
             return
-        changed = self._known.changed(before.files) if self._known else self._reuse.find_changed_audio(before)
+        changed = self._find_changed_audio(before)
         if not changed and self._reuse.is_whole(before):
             self._before = before
             if not before.marker.problems:  # else they are looked at again: they may have been mended
                 self._take(before)
                 return
         self._analyse(Donor(before.samples, unchanged_samples(before.samples, changed)), before.files)
+
+    def _find_changed_audio(self, before: PreparedSet) -> frozenset[str]:
+        if self._known is not None:
+            return self._known.changed(before.files)
+        return self._reuse.find_changed_audio(before) if self._rules.audio_here else frozenset()
 
     def encode(self, *, devices: Sequence[str] = (), num_processes: int = 1, progress: Progress | None = None) -> None:
         """Encode what the cache lacks; without a device, only decode and check it.
@@ -250,8 +255,15 @@ class Preparation:
             )
         self._cache.scan()
         memo = HashMemo(self._cache_dir)
-        limits = self._rules.limits
-        finder = ClipFinder(self._cache, memo, audio_root=self._audio_root, limits=limits, known=self._known)
+        here = self._rules.audio_here
+        finder = ClipFinder(
+            self._cache,
+            memo,
+            audio_root=self._audio_root,
+            limits=self._rules.limits,
+            known=self._reuse.known_files() if self._known is None and not here else self._known,
+            may_look=here,
+        )
         exclusion = Exclusion(self.manifest, self._rules.exclude)
         analysis = Analysis(self.manifest, self._rules, finder, exclusion, donor)
         rank, world_size = self._ranks.rank, self._ranks.world_size

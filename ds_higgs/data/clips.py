@@ -23,6 +23,7 @@ logger = logging.getLogger("ds_higgs")
 
 MAX_MEMO_FILES = 32
 
+_ELSEWHERE = "data.audio is elsewhere"
 _MAX_HEADERS = 100_000  # remembered at a time
 
 # Size, mtime_ns, inode and ctime_ns of a file.
@@ -159,6 +160,7 @@ class ClipFinder:
 
     Args:
         known: asked before a file is looked at.
+        may_look: whether files may be looked at; else what is not known, or has no codes, cannot be used.
     """
 
     def __init__(
@@ -169,12 +171,14 @@ class ClipFinder:
         audio_root: Path,
         limits: AudioLimits,
         known: KnownAudio | None = None,
+        may_look: bool = True,
     ):
         self._cache = cache
         self._memo = memo
         self._audio_root = audio_root
         self._limits = limits
         self._known = known
+        self._may_look = may_look
         self._seconds: dict[str, float | BadSampleError] = {}  # by key, what the header gave
         self._files: dict[str, MemoEntry] = {}
 
@@ -208,6 +212,8 @@ class ClipFinder:
         if path:
             source = Path(path)
             known = self._known and self._known(content.audio_url, offset, duration)
+            if known is None and not self._may_look:
+                raise BadSampleError("nothing of it is prepared", f"what was prepared where it lies; {_ELSEWHERE}")
             looked_at = known or self._memo.look_at(source)
             self._files[content.audio_url] = looked_at
             content_hash = looked_at[1]
@@ -226,6 +232,8 @@ class ClipFinder:
         if seconds is not None:
             self._limits.check(seconds)
             return seconds
+        if not self._may_look and isinstance(source, Path):
+            raise BadSampleError("its codes are not in the code cache", f"them there; {_ELSEWHERE}")
         if key not in self._seconds:
             if len(self._seconds) == _MAX_HEADERS:
                 self._seconds.clear()

@@ -101,7 +101,7 @@ class PreparedSet:
             self.samples = SampleTable(pa.concat_tables([SAMPLE_SCHEMA.empty_table(), *tables]), audio_root)
         except pa.ArrowException as error:
             raise DamagedFileError(f"{folder / 'samples'}: not a table of samples: {error}") from None
-        self.files = read_table(folder / "files.arrow")
+        self.files = read_files(folder)
         self._places = read_table(folder / "places.arrow")
         _check(folder / "samples", self.samples.table, MEASURES, marker)
         _check(folder / "places.arrow", self._places, _PLACE_COLUMNS, marker)
@@ -141,6 +141,11 @@ class PreparedSet:
         )
 
 
+def read_files(folder: Path) -> pa.Table:
+    """The audio files that a set's samples name, of AUDIO_FILE_SCHEMA."""
+    return read_table(folder / "files.arrow")
+
+
 def _check(path: Path, table: pa.Table, names: Sequence[str], marker: SetMarker) -> None:
     for name in names:
         if _checksum_of(table[name]) != marker.checksums[name]:
@@ -170,6 +175,12 @@ class PreparedSets:
         of_rules = [(path, marker) for path, marker in self._sets("*-*") if marker.identity.rules == identity.rules]
         same = [path for path, marker in of_rules if marker.manifest_path == str(manifest.absolute())]
         return next(iter([*same, *(path for path, _ in of_rules)]), None)
+
+    def find_of_manifest(self, identity: Identity) -> Path | None:
+        """The newest set of a manifest's content, by whatever rules; best a complete one."""
+        sets = [found for found in self._sets("*-*") if found[1].identity.manifest == identity.manifest]
+        whole = [path for path, marker in sets if marker.complete]
+        return next(iter([*whole, *(path for path, _ in sets)]), None)
 
     def new_draft(self) -> Path:
         """A folder for what is being made; those that killed processes have left go."""

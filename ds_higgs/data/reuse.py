@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs.data.arrow_files import DamagedFileError
-from ds_higgs.data.audio_changes import look_at_files
+from ds_higgs.data.audio_changes import KnownFiles, look_at_files
+from ds_higgs.data.clips import AUDIO_FILE_SCHEMA
 from ds_higgs.data.identity import Identity, identify
-from ds_higgs.data.prepared import PreparedSet, PreparedSets
+from ds_higgs.data.prepared import PreparedSet, PreparedSets, read_files
 from ds_higgs.data.ranks import RankChannel
 from ds_higgs.data.rules import SampleRules
 
@@ -62,6 +63,11 @@ class Reuse:
         if missing and rank == 0:
             logger.info("%s: %d audio files are not here; their codes are used", self._manifest, missing)
         return frozenset(path for changed, _ in told for path in changed)
+
+    def known_files(self) -> KnownFiles:
+        """What was seen of the manifest's audio when it was prepared before, by whatever rules."""
+        folder = PreparedSets(self._cache_dir).find_of_manifest(self.identity)
+        return KnownFiles(AUDIO_FILE_SCHEMA.empty_table() if folder is None else read_files(folder), {})
 
     def is_whole(self, before: PreparedSet) -> bool:
         """Whether it is the set that is wanted, and all its files and codes are there."""

@@ -30,6 +30,7 @@ class SampleRules:
     exclude: names of samples that are left out.
     drops: how often parts of the prompt are left out in training.
     redraw: whether references are redrawn in training.
+    audio_here: whether recordings may be looked at; else all has to be known of them, and their codes be there.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ class SampleRules:
     exclude: frozenset[str] = frozenset()
     drops: DropRates = NO_DROPS
     redraw: bool = False
+    audio_here: bool = True
 
 
 def build_rules(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from boson_multimodal.data_types import AudioContent
 
 from ds_higgs.data.arrow_files import TableWriter, bytes_matrix, read_table, whole_column
@@ -122,8 +123,8 @@ class FoundAudio:
             failures: by key, what was found of clips when they were decoded.
         """
         failed = pa.array([bytes.fromhex(key) for key in failures], pa.binary())
-        of_failed = pa.compute.is_in(self.items["key"], value_set=failed)
-        of_either = pa.compute.or_(self.items["error"].is_valid(), of_failed)
+        of_failed = pc.is_in(self.items["key"], value_set=failed)
+        of_either = pc.or_(self.items["error"].is_valid(), of_failed)
         for number in np.flatnonzero(of_either.to_numpy()).tolist():
             row = self._row(number)
             key = row["key"]

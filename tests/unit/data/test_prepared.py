@@ -3,13 +3,14 @@
 import base64
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ds_higgs.data import analysis
+from ds_higgs.data import analysis, reuse
 from ds_higgs.data.arrow_files import read_table
 from ds_higgs.data.build import Preparation, build_dataset
 from ds_higgs.data.ranks import RankChannel
@@ -133,6 +134,23 @@ def test_codes_travel_without_their_audio(manifest, make_rules, analysed, tmp_pa
     analysed.clear()
     assert contents(build(elsewhere / "data" / manifest.name, make_rules())) == before
     assert analysed == []
+
+
+def test_of_audio_that_is_elsewhere_all_is_known_under_other_rules_too(manifest, make_rules, tmp_path, monkeypatch):
+    forms = [make_rules(prompt_form=form) for form in ("as_is", "mixed")]
+    elsewhere = [replace(rules, audio_here=False) for rules in forms]
+    before = contents(build(manifest, forms[0]))
+    for path in manifest.parent.glob("*.wav"):
+        path.unlink()
+    monkeypatch.setattr(reuse, "look_at_files", None)  # it would be called otherwise
+    assert contents(build(manifest, elsewhere[0])) == before
+    assert contents(build(manifest, elsewhere[1])) == before
+    manifest.write_text(json.dumps([*json.loads(manifest.read_text()), cloning_sample("new.wav", "0.wav")]))
+    with pytest.raises(UserError, match=r"new\.wav: nothing of it is prepared \(.*data\.audio is elsewhere"):
+        build(manifest, elsewhere[0])
+    shutil.rmtree(tmp_path / "cache" / "codes")
+    with pytest.raises(UserError, match=r"0\.wav: its codes are not in the code cache \(.*data\.audio is elsewhere"):
+        build(manifest, elsewhere[1])
 
 
 def test_the_same_manifest_beside_other_audio_is_another_data_set(manifest, make_rules, tmp_path):
