@@ -150,6 +150,8 @@ def _open(source: AudioSource) -> soundfile.SoundFile:
         if isinstance(source, Path) and split_name(source) is None:
             return soundfile.SoundFile(str(source))
         return soundfile.SoundFile(_as_file(source))
+    except BadSampleError:
+        raise
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         expected = "WAV, FLAC, OGG, Opus or MP3; `ds-higgs manifest` turns m4a, mp4 and others into FLAC by ffmpeg"
         raise BadSampleError(f"the audio cannot be opened: {_reason(error)}", expected) from None

@@ -134,7 +134,7 @@ class Encoder:
         """
         absent = self._cache.find(self._clips.keys) < 0
         pending = [unit for unit in [*units[first:], *units[:first]] if absent[unit.clips].any()]
-        self._num_missing, self._num_done = int(absent.sum()), 0
+        self._num_missing, self._num_done = sum(int(absent[unit.clips].sum()) for unit in pending), 0
         if not pending:
             return
         self._tell()

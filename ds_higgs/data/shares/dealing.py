@@ -61,6 +61,7 @@ class Dealer:
 
     def items(self) -> Iterator[tuple[int, AudioItem]]:
         """Every audio item and the number of its share; one that several samples use comes as often."""
+        self.problems.clear()
         for raw in self._exclusion.keep(scan_manifest(self._manifest)):
             entry = raw.parse()
             try:

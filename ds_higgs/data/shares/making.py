@@ -32,7 +32,8 @@ class ShareMaker:
         self.problems: list[Problem] = []
         self.num_clips = 0
         self.num_missing = 0
-        self.folder = share_folder(cache_dir, identify_shares(manifest, rules), share)
+        self._identity = identify_shares(manifest, rules)
+        self.folder = share_folder(cache_dir, self._identity, share)
         self._manifest = manifest
         self._share = share
         self._rules = rules
@@ -63,14 +64,13 @@ class ShareMaker:
         names = self._find_audio(dealer)
         found = FoundAudio(self.folder, names, self._audio_root)
         self.num_clips = len(found)
-        identity = identify_shares(self._manifest, self._rules)
-        ShareMarker(identity, complete=False, num_clips=len(found)).write(self.folder)
+        ShareMarker(self._identity, complete=False, num_clips=len(found)).write(self.folder)
         refused = not skip_bad and bool(dealer.problems or found.problems(self._manifest, {}))
         failures = self._encode(found, names, [] if refused else devices, num_processes, progress)
         self.problems = dealer.problems + found.problems(self._manifest, failures)
         if self.problems and not skip_bad:
             raise_problems(self._manifest, self.problems)
-        self._finish(ShareMarker(identity, complete=True, num_clips=len(found)), names, failures)
+        self._finish(ShareMarker(self._identity, complete=True, num_clips=len(found)), names, failures)
 
     def _find_audio(self, dealer: Dealer) -> list[str]:
         """Look at every file of the share; names of the tables of what is found."""
@@ -106,13 +106,15 @@ class ShareMaker:
             rate=codec.sampling_rate,
             alone=True,
         )
-        encode(progress=progress).encode_all(units[:: len(helpers) + 1])
-        for helper in helpers:
-            helper.join()
-        self._cache.scan()
-        last = encode()  # nothing is left to it but what cannot be used, or what a helper that was killed has left
-        last.encode_all(units)
-        return last.failures
+        encoder = encode(progress=progress)
+        encoder.encode_all(units[:: len(helpers) + 1])
+        if helpers:
+            for helper in helpers:
+                helper.join()
+            self._cache.scan()
+            encoder = encode()  # for what cannot be used, and what a helper that was killed has left
+            encoder.encode_all(units)
+        return encoder.failures
 
     def _finish(self, marker: ShareMarker, names: Sequence[str], failures: Mapping[str, BadSampleError]) -> None:
         self._cache.tidy(alone=True)
