@@ -290,8 +290,8 @@ def test_the_hash_memo_reads_a_file_once_and_merges_its_own_files(tmp_path, monk
     from ds_higgs.data import clips
 
     hashed = []
-    hash_file = clips.hash_file
-    monkeypatch.setattr(clips, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    hash_audio = clips.hash_audio
+    monkeypatch.setattr(clips, "hash_audio", lambda path: hashed.append(path) or hash_audio(path))
     for index in range(MAX_MEMO_FILES + 3):
         memo = HashMemo(tmp_path / "cache")
         memo.hash(write_tone(tmp_path / f"{index}.wav", 0.1))
