@@ -162,7 +162,13 @@ class Preparation:
         clips = self._clips = DistinctClips(self.samples)
         units = plan_units(clips)
         self.num_clips = len(clips)
-        self.num_missing = int((self._cache.find(clips.keys) < 0).sum())
+        missing = np.flatnonzero(self._cache.find(clips.keys) < 0)
+        self.num_missing = len(missing)
+        if not self._rules.audio_here and (absent := next((p for n in missing if (p := clips[int(n)].path)), None)):
+            raise UserError(
+                f"data.audio: elsewhere, but the codes of {len(missing)} of {len(clips)} clips are not in "
+                f"{self._cache_dir} ({absent}); expected the cache folder that was filled where the audio is"
+            )
         helpers = []
         if devices and self.num_missing:
             self._cache.check_writable(self.num_missing)

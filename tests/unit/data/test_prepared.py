@@ -145,12 +145,16 @@ def test_of_audio_that_is_elsewhere_all_is_known_under_other_rules_too(manifest,
     monkeypatch.setattr(reuse, "look_at_files", None)  # it would be called otherwise
     assert contents(build(manifest, elsewhere[0])) == before
     assert contents(build(manifest, elsewhere[1])) == before
-    manifest.write_text(json.dumps([*json.loads(manifest.read_text()), cloning_sample("new.wav", "0.wav")]))
+    samples = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps([*samples, cloning_sample("new.wav", "0.wav")]))
     with pytest.raises(UserError, match=r"new\.wav: nothing of it is prepared \(.*data\.audio is elsewhere"):
         build(manifest, elsewhere[0])
+    manifest.write_text(json.dumps(samples))
     shutil.rmtree(tmp_path / "cache" / "codes")
-    with pytest.raises(UserError, match=r"0\.wav: its codes are not in the code cache \(.*data\.audio is elsewhere"):
+    with pytest.raises(UserError, match=r"data\.audio: elsewhere, but the codes of 7 of 7 clips are not in .*cache"):
         build(manifest, elsewhere[1])
+    with pytest.raises(UserError, match=r"0\.wav: its codes are not in the code cache \(.*data\.audio is elsewhere"):
+        build(manifest, replace(elsewhere[1], max_tokens=9999))
 
 
 def test_the_same_manifest_beside_other_audio_is_another_data_set(manifest, make_rules, tmp_path):

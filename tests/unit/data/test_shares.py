@@ -220,3 +220,15 @@ def test_audio_in_the_manifest_itself_is_encoded_by_one_share(manifest, make_rul
     join(manifest, rules, cache_dir)
     build_dataset(manifest, rules=rules, cache_dir=tmp_path / "alone")
     assert codes_in(cache_dir) == codes_in(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_processes_of_one_share_divide_it_without_locks(manifest, make_rules, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "UNIT_CLIPS", 2)
+    rules, cache_dir = make_rules(), tmp_path / "cache"
+    told = []
+    maker = make(manifest, rules, cache_dir, 1, num_processes=3, progress=lambda *numbers: told.append(numbers))
+    assert told[-1][0] == told[-1][1] < CLIPS, "the others have encoded nothing"
+    assert not list(cache_dir.rglob("*.lock"))
+    build_dataset(manifest, rules=rules, cache_dir=tmp_path / "alone")
+    assert codes_in(maker.folder) == codes_in(tmp_path / "alone")
