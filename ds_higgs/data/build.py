@@ -97,8 +97,7 @@ class Preparation:
         self._cache = CodeCache(cache_dir, rules.codec.identity)
         self._ranks = ranks
         self._audio_root = rules.audio_root or manifest.parent
-        self._reuse = Reuse(manifest, rules, cache_dir=cache_dir, codes=self._cache.folder, ranks=ranks)
-        self._known = known
+        self._reuse = Reuse(manifest, rules, cache_dir=cache_dir, codes=self._cache.folder, ranks=ranks, known=known)
         self._draft: Path
         self._clips: DistinctClips  # of `samples`, after `encode`
         self._files: pa.Table
@@ -136,18 +135,13 @@ class Preparation:
         if before is None:
             self._analyse(None)
             return
-        changed = self._find_changed_audio(before)
+        changed = self._reuse.find_changed_audio(before)
         if not changed and self._reuse.is_whole(before):
             self._before = before
             if not before.marker.problems:  # else they are looked at again: they may have been mended
                 self._take(before)
                 return
         self._analyse(Donor(before.samples, unchanged_samples(before.samples, changed)), before.files)
-
-    def _find_changed_audio(self, before: PreparedSet) -> frozenset[str]:
-        if self._known is not None:
-            return self._known.changed(before.files)
-        return self._reuse.find_changed_audio(before) if self._rules.audio_here else frozenset()
 
     def encode(self, *, devices: Sequence[str] = (), num_processes: int = 1, progress: Progress | None = None) -> None:
         """Encode what the cache lacks; without a device, only decode and check it.
@@ -164,11 +158,8 @@ class Preparation:
         self.num_clips = len(clips)
         missing = np.flatnonzero(self._cache.find(clips.keys) < 0)
         self.num_missing = len(missing)
-        if not self._rules.audio_here and (absent := next((p for n in missing if (p := clips[int(n)].path)), None)):
-            raise UserError(
-                f"data.audio: elsewhere, but the codes of {len(missing)} of {len(clips)} clips are not in "
-                f"{self._cache_dir} ({absent}); expected the cache folder that was filled where the audio is"
-            )
+        if not self._rules.audio_here:
+            _check_codes_are_here(clips, missing, self._cache_dir)
         helpers = []
         if devices and self.num_missing:
             self._cache.check_writable(self.num_missing)
@@ -218,13 +209,8 @@ class Preparation:
             self._ranks.tell("opened")  # a folder for this once goes with rank 0's preparation
         assert self._prepared is not None
         layout, names = self._rules.layout, self._prepared.places.names
-        dataset = HiggsDataset(
-            self.manifest,
-            self._prepared,
-            ClipReader(self._cache.folder, names),
-            layout=layout,
-            mixed=self._rules.prompt_form == "mixed",
-        )
+        reader, mixed = ClipReader(self._cache.folder, names), self._rules.prompt_form == "mixed"
+        dataset = HiggsDataset(self.manifest, self._prepared, reader, layout=layout, mixed=mixed)
         return vary(dataset, self._rules, tell=self._ranks.rank == 0)
 
     def find_damage(self) -> list[tuple[Path, str]]:
@@ -261,15 +247,7 @@ class Preparation:
             )
         self._cache.scan()
         memo = HashMemo(self._cache_dir)
-        here = self._rules.audio_here
-        finder = ClipFinder(
-            self._cache,
-            memo,
-            audio_root=self._audio_root,
-            limits=self._rules.limits,
-            known=self._reuse.known_files() if self._known is None and not here else self._known,
-            may_look=here,
-        )
+        finder = _build_finder(self._cache, memo, self._rules, self._audio_root, self._reuse.known_files())
         exclusion = Exclusion(self.manifest, self._rules.exclude)
         analysis = Analysis(self.manifest, self._rules, finder, exclusion, donor)
         rank, world_size = self._ranks.rank, self._ranks.world_size
@@ -332,6 +310,22 @@ class Preparation:
             raise UserError(f"data.cache_dir: {error.filename or self._reuse.sets.root}: {error.strerror}") from None
         finally:
             shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def _build_finder(
+    cache: CodeCache, memo: HashMemo, rules: SampleRules, audio_root: Path, known: KnownFiles | None
+) -> ClipFinder:
+    return ClipFinder(cache, memo, audio_root=audio_root, limits=rules.limits, known=known, may_look=rules.audio_here)
+
+
+def _check_codes_are_here(clips: DistinctClips, missing: np.ndarray, cache_dir: Path) -> None:
+    """Raises UserError where one of the missing clips lies in a file, which may not be looked for."""
+    absent = next((path for number in missing.tolist() if (path := clips[number].path)), None)
+    if absent is not None:
+        raise UserError(
+            f"data.audio: elsewhere, but the codes of {len(missing)} of {len(clips)} clips are not in "
+            f"{cache_dir} ({absent}); expected the cache folder that was filled where the audio is"
+        )
 
 
 def _exchange_failures(failures: Mapping[str, BadSampleError], ranks: RankChannel) -> dict[str, BadSampleError]:

@@ -27,9 +27,19 @@ class Reuse:
 
     Args:
         codes: folder of the code cache.
+        known: of audio files, that nobody is to look at again.
     """
 
-    def __init__(self, manifest: Path, rules: SampleRules, *, cache_dir: Path, codes: Path, ranks: RankChannel):
+    def __init__(
+        self,
+        manifest: Path,
+        rules: SampleRules,
+        *,
+        cache_dir: Path,
+        codes: Path,
+        ranks: RankChannel,
+        known: KnownFiles | None = None,
+    ):
         self.identity: Identity
         self.sets: PreparedSets
         self._manifest = manifest
@@ -37,6 +47,7 @@ class Reuse:
         self._cache_dir = cache_dir
         self._codes = codes
         self._ranks = ranks
+        self._known = known
         self._audio_root = rules.audio_root or manifest.parent
 
     def find(self) -> PreparedSet | None:
@@ -56,6 +67,10 @@ class Reuse:
 
     def find_changed_audio(self, before: PreparedSet) -> frozenset[str]:
         """Paths of the audio files that are not what they were, each rank looking at its share."""
+        if self._known is not None:
+            return self._known.changed(before.files)
+        if not self._rules.audio_here:
+            return frozenset()
         rank, world_size = self._ranks.rank, self._ranks.world_size
         looked = look_at_files(before.files, self._audio_root, self._cache_dir, share=rank, shares=world_size)
         told = self._ranks.tell([looked.changed, looked.num_missing])
@@ -64,8 +79,10 @@ class Reuse:
             logger.info("%s: %d audio files are not here; their codes are used", self._manifest, missing)
         return frozenset(path for changed, _ in told for path in changed)
 
-    def known_files(self) -> KnownFiles:
-        """What was seen of the manifest's audio when it was prepared before, by whatever rules."""
+    def known_files(self) -> KnownFiles | None:
+        """What is known of the audio without a look; where it is elsewhere, from any set of the manifest."""
+        if self._known is not None or self._rules.audio_here:
+            return self._known
         folder = PreparedSets(self._cache_dir).find_of_manifest(self.identity)
         return KnownFiles(AUDIO_FILE_SCHEMA.empty_table() if folder is None else read_files(folder), {})
 
