@@ -52,11 +52,15 @@ def test_another_number_of_ranks_keeps_it(tmp_path, stage, ranks, other_ranks):
 
 
 @pytest.mark.parametrize(
-    ("mode", "ranks", "stage"),
-    [("lora", 1, 2), *(pytest.param("full", 2, stage, marks=pytest.mark.slow) for stage in (0, 1, 2, 3))],
+    ("mode", "ranks", "stage", "in_background"),
+    [
+        ("lora", 1, 2, False),
+        *(pytest.param("full", 2, stage, True, marks=pytest.mark.slow) for stage in (0, 1, 2, 3)),
+        *(pytest.param("full", 2, stage, False, marks=pytest.mark.slow) for stage in (0, 3)),
+    ],
 )
-def test_a_run_hands_it_out(tmp_path, tiny_base, mode, ranks, stage):
-    """In each adapter of a step, by a thread from the checkpoint's files; and as the best, from the model."""
+def test_a_run_hands_it_out(tmp_path, tiny_base, mode, ranks, stage, in_background):
+    """In each adapter of a step, from the model or by a thread from the checkpoint's files; and as the best."""
     config = write_config(
         tmp_path,
         tiny_base,
@@ -66,7 +70,7 @@ def test_a_run_hands_it_out(tmp_path, tiny_base, mode, ranks, stage):
         data={"num_workers": 0},
         optim={"ema_decay": 0.9, "warmup_steps": 0},
         zero={"stage": stage},
-        checkpoint={"save_steps": 2, "async": True},
+        checkpoint={"save_steps": 2, "async": in_background},
         eval={"eval_steps": 2, "weights": "ema", "best_by": "loss"},
     )
     done = launching.run_ranks(ranks, "-m", "ds_higgs", "train", "-c", config)

@@ -13,6 +13,7 @@ from ds_higgs.training.step_module import StepModule
 from tests.support import launching
 from tests.support.parity import add_gradients, build_model, micro_batches, parity_config, trainable
 
+pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("workers") / "optimizers.py"
 MUON = {"type": "muon", "max_grad_norm": 0, "learning_rate": 5e-3, "adam_learning_rate": 1e-2}
 
@@ -53,15 +54,11 @@ def plain(optim: OptimConfig, base: Path, steps: int) -> tuple[list[float], dict
 @pytest.mark.parametrize(
     "zeros",
     [
-        pytest.param([{"stage": 2}], marks=pytest.mark.slow),
-        pytest.param(
-            [{"stage": stage} for stage in (0, 1, 3)]
-            + [{"stage": stage, "offload_optimizer": True} for stage in (1, 2, 3)],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param([{"stage": stage, "precision": "bf16"} for stage in (0, 1, 2, 3)], marks=pytest.mark.slow),
+        [{"stage": stage} for stage in (0, 1, 2, 3)],
+        [{"stage": stage, "offload_optimizer": True} for stage in (1, 2, 3)],
+        [{"stage": stage, "precision": "bf16"} for stage in (0, 1, 2, 3)],
     ],
-    ids=["2", "every", "bf16"],
+    ids=["fp32", "offload", "bf16"],
 )
 def test_muon_is_the_plain_one_at_every_stage(zeros, small_base, tmp_path):
     results = train(MUON, zeros, small_base, tmp_path)
@@ -79,11 +76,8 @@ def test_muon_is_the_plain_one_at_every_stage(zeros, small_base, tmp_path):
 
 @pytest.mark.parametrize(
     "zeros",
-    [
-        [{"stage": 2}],
-        pytest.param([{"stage": stage, "precision": "bf16"} for stage in (0, 1, 2, 3)], marks=pytest.mark.slow),
-    ],
-    ids=["2", "bf16"],
+    [[{"stage": 2}], [{"stage": stage, "precision": "bf16"} for stage in (0, 1, 2, 3)]],
+    ids=["fp32", "bf16"],
 )
 def test_8_bit_adamw_learns_as_adamw_does(zeros, small_base, tmp_path):
     """On a CPU, which bitsandbytes 0.50 and later can."""

@@ -67,15 +67,18 @@ def test_a_full_run_hands_out_what_is_in_its_checkpoint(tmp_path, tiny_base, sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "precision", "offload"),
+    [(stage, precision, False) for stage in (0, 1, 2, 3) for precision in ("bf16", "fp32")]
+    + [(stage, "bf16", True) for stage in (1, 2, 3)],
+)
 @pytest.mark.parametrize("mode", ["audio_path", "full"])
-def test_resume_is_exact(tmp_path, tiny_base, mode, stage, precision):
+def test_resume_is_exact(tmp_path, tiny_base, mode, stage, precision, offload):
     settings = {
         "train": {"mode": mode},
         "lora": QUICK["lora"],
         "optim": {"gradient_accumulation_steps": 2},
-        "zero": {"stage": stage, "precision": precision},
+        "zero": {"stage": stage, "precision": precision, "offload_optimizer": offload},
     }
     resume_is_exact(tmp_path / "run", tiny_base, **settings)
 
