@@ -75,8 +75,8 @@ def build_targets(batch: Batch, *, placeholder_ids: Sequence[int]) -> Targets:
         batch: on the CPU.
         placeholder_ids: token ids of <|AUDIO|> and <|AUDIO_OUT|>, which stand for frames and are no text targets.
     """
-    input_ids, text = batch.model_inputs["input_ids"], batch.labels.text
-    is_text = batch.model_inputs["attention_mask"].bool() & ~torch.isin(input_ids, torch.tensor(placeholder_ids))
+    text = batch.labels.text
+    is_text = is_text_token(batch, placeholder_ids=placeholder_ids)
     supervised = text != IGNORE_INDEX
     supervised[:, 0] = False
 
@@ -89,6 +89,12 @@ def build_targets(batch: Batch, *, placeholder_ids: Sequence[int]) -> Targets:
         audio_labels=shifted[:, audio_frames],
         num_audio_frames=batch.labels.audio.shape[1],
     )
+
+
+def is_text_token(batch: Batch, *, placeholder_ids: Sequence[int]) -> torch.Tensor:
+    """[batch, seq] bool: where a text token stands, and neither a placeholder of audio nor padding."""
+    inputs = batch.model_inputs
+    return inputs["attention_mask"].bool() & ~torch.isin(inputs["input_ids"], torch.tensor(placeholder_ids))
 
 
 def text_source_rows(targets: Targets, text_mask: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ds_higgs.cli.arguments import count, count_or_zero, numbers, positive_or_zero, seconds, two_names
 from ds_higgs.cli.speaking import add_place_flags, add_sampling_flags, speech_options
@@ -24,6 +24,8 @@ TURNS: dict[str | None, tuple["PromptForm | None", "ReferenceTurn | None"]] = {
     "assistant": ("as_is", "assistant"),
     "boson": ("boson", None),
 }
+# Flags that are as in the run where they are not given, beside those of the prompt.
+_READ_AS_THE_RUN = ("on_bad_sample", "max_audio_s", "cache_dir")
 
 
 def add_commands(add_command: AddCommand) -> None:
@@ -61,6 +63,16 @@ def add_commands(add_command: AddCommand) -> None:
     _add_speech_flags(generate, count_help="with --manifest: speak at most so many samples, spread over it (all)")
 
     evaluate = add_command("evaluate", _evaluate, "losses and speech of checkpoints against their base, in one table")
+    _add_evaluate_flags(evaluate)
+
+    report = add_command("report", _report, "one HTML page of a run, or of several side by side")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument("-o", "--out", type=Path, help="the page (report.html or blind.html in the first run's folder)")
+    report.add_argument("--blind", action="store_true", help="two of its evaluated models, without names, to vote on")
+    report.add_argument("--columns", type=two_names, metavar="A,B", help="with --blind: which (the first, the last)")
+
+
+def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("sources", type=Path, nargs="*", metavar="RUN", help="runs, checkpoints or adapters")
     _add_model_flags(evaluate)
     scale = evaluate.add_mutually_exclusive_group()
@@ -73,18 +85,18 @@ def add_commands(add_command: AddCommand) -> None:
         "--keep", type=Path, metavar="MANIFEST", help="what is to stay as it was (other voices, text): losses on it too"
     )
     evaluate.add_argument("-o", "--out", type=Path, help="folder for WAVs and evaluation.json (RUN/evaluation)")
+    evaluate.add_argument(
+        "--all-steps",
+        action="store_true",
+        help="every adapter that the run has kept, with intervals, and which to take",
+    )
+    evaluate.add_argument("--by", metavar="MEASURE", help="with --all-steps: take the best by this, such as loss")
     evaluate.add_argument("--no-base", action="store_true", help="leave the base without adapter out")
     evaluate.add_argument("--batch-size", type=count, default=4, help="for the losses (4)")
     evaluate.add_argument("--asr", metavar="MODEL", help="speech recogniser of transformers, for error rates")
     evaluate.add_argument("--asr-language", metavar="NAME", help="for a multilingual Whisper model, such as arabic")
     evaluate.add_argument("--speaker-model", metavar="MODEL", help="x-vector model of transformers, for similarity")
     _add_speech_flags(evaluate, count_help="speak at most so many samples, spread over the manifest (8)")
-
-    report = add_command("report", _report, "one HTML page of a run, or of several side by side")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
-    report.add_argument("-o", "--out", type=Path, help="the page (report.html or blind.html in the first run's folder)")
-    report.add_argument("--blind", action="store_true", help="two of its evaluated models, without names, to vote on")
-    report.add_argument("--columns", type=two_names, metavar="A,B", help="with --blind: which (the first, the last)")
 
 
 def _add_reference_flags(parser: argparse.ArgumentParser) -> None:
@@ -206,6 +218,24 @@ def _generate(arguments: argparse.Namespace) -> None:
     print_answer(f"{arguments.out}: {seconds:.2f} s, {ended}")
 
 
+def _check_all_steps(arguments: argparse.Namespace) -> None:
+    """Raises UserError for what does not go with --all-steps, or without it."""
+    from ds_higgs.commands.choosing import CAN_CHOOSE
+
+    if not arguments.all_steps:
+        if arguments.by is not None:
+            raise UserError("--by goes with --all-steps")
+        return
+    if len(arguments.sources) != 1:
+        raise UserError(f"--all-steps: expected one run, found {len(arguments.sources)}")
+    others = {"--step": arguments.step, "--sweep-scale": arguments.sweep_scale}
+    others["--lora-scale"] = None if arguments.lora_scale == 1 else arguments.lora_scale
+    if given := [name for name, value in others.items() if value is not None]:
+        raise UserError(f"--all-steps: takes every adapter as it was trained; expected it without {given[0]}")
+    if arguments.by is not None and arguments.by not in CAN_CHOOSE:
+        raise UserError(f"--by: found {arguments.by!r}, expected one of {', '.join(CAN_CHOOSE)}")
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     from ds_higgs.commands.evaluate import build_columns, compare, describe_endings, format_table
     from ds_higgs.speech.judges import SpeakerJudge, Transcriber
@@ -213,20 +243,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     if arguments.keep is not None and arguments.no_base:
         raise UserError("--keep compares with the base; expected it without --no-base")
+    _check_all_steps(arguments)
+    options = {
+        name: getattr(arguments, name)
+        for name in ("revision", "codec", "device", "precision", "prompt_form", *_READ_AS_THE_RUN)
+    }
     columns = build_columns(
         arguments.sources,
         base=arguments.base,
         step=arguments.step,
         with_base=not arguments.no_base,
         scales=arguments.sweep_scale or (arguments.lora_scale,),
-        revision=arguments.revision,
-        codec=arguments.codec,
-        device=arguments.device,
-        precision=arguments.precision,
-        prompt_form=arguments.prompt_form,
-        on_bad_sample=arguments.on_bad_sample,
-        max_audio_s=arguments.max_audio_s,
-        cache_dir=arguments.cache_dir,
+        **options,
     )
     out = arguments.out or _inside_run(arguments.sources, "evaluation", flag="--out")
     check_folder_writable(out, "--out")
@@ -235,18 +263,34 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         Transcriber(arguments.asr, language=arguments.asr_language, device=device) if arguments.asr else None,
         SpeakerJudge(arguments.speaker_model, device=device) if arguments.speaker_model else None,
     )
-    evaluations = compare(
-        columns,
-        arguments.manifest or _val_manifest(arguments.sources),
-        out,
-        speech=speech_options(arguments),
-        count=8 if arguments.count is None else arguments.count,
-        batch_size=arguments.batch_size,
-        judges=judges,
-        keep=arguments.keep,
-    )
+    task: dict[str, Any] = {
+        "speech": speech_options(arguments),
+        "count": 8 if arguments.count is None else arguments.count,
+        "batch_size": arguments.batch_size,
+        "judges": judges,
+        "keep": arguments.keep,
+    }
+    manifest = arguments.manifest or _val_manifest(arguments.sources)
+    if arguments.all_steps:
+        _evaluate_all_steps(arguments, {"manifest": manifest, "out": out, **task}, options)
+        return
+    evaluations = compare(columns, manifest, out, **task)
     format_table(evaluations)
     print_answer("\n".join(["", *describe_endings(evaluations), f"{out}: WAV files and evaluation.json"]))
+
+
+def _evaluate_all_steps(arguments: argparse.Namespace, task: dict[str, Any], options: dict[str, Any]) -> None:
+    from ds_higgs.commands.all_steps import Task, compare_all_steps
+    from ds_higgs.commands.choosing import describe_choice, format_columns
+    from ds_higgs.commands.generate import VoiceOptions
+    from ds_higgs.run_folder import RunFolder
+
+    voice = VoiceOptions(base=arguments.base, read_as=arguments.sources[0], **options)
+    columns, choice = compare_all_steps(
+        RunFolder.open(arguments.sources[0]), Task(voice, **task), with_base=not arguments.no_base, by=arguments.by
+    )
+    format_columns(columns)
+    print_answer("\n".join(["", *describe_choice(choice), f"{task['out']}: WAV files and evaluation.json"]))
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -19,13 +19,14 @@ from ds_higgs.data.prompts import add_texts, choose_prompts
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_json
 from ds_higgs.job.answers import print_answer
+from ds_higgs.losses import Targets
 from ds_higgs.run_folder import EVALUATION_FILE
 from ds_higgs.speech.endings import count_endings
 from ds_higgs.speech.judging import Judges, error_rates
 from ds_higgs.speech.measures import average
 from ds_higgs.speech.samples import Synthesizer, speak_all
 from ds_higgs.training.metrics import json_values
-from ds_higgs.training.step_module import StepModule
+from ds_higgs.training.step_module import StepModule, TargetScores
 from ds_higgs.training.stop_and_onset import Landmarks, known_averages
 from ds_higgs.training.validation import build_loss_weights, sum_scores, summarise_scores
 
@@ -93,6 +94,7 @@ def compare(
     Raises:
         UserError: for what is missing or does not fit.
     """
+    judges.load()  # one that is missing is told before losses are computed for an hour
     evaluations = []
     for name, options in columns.items():
         voice, loss = load_voice(options)
@@ -104,7 +106,7 @@ def compare(
             values |= compute_kept_losses(voice, keep, loss, batch_size=batch_size)
         evaluations.append(Evaluation(name, values | summarise_samples(samples), samples))
     _warn_of_other_samples(evaluations)
-    _compare_kept_losses(evaluations)
+    compare_kept_losses(evaluations)
     out.mkdir(parents=True, exist_ok=True)
     record = {"manifest": str(manifest), "columns": [vars(evaluation) for evaluation in evaluations]}
     write_json(out / EVALUATION_FILE, json_values(record))
@@ -126,7 +128,7 @@ def compute_kept_losses(voice: Voice, manifest: Path, loss: LossConfig, *, batch
     return {f"kept_{name}": values[name] for name in LOSSES if has_audio or name != "audio_loss"}
 
 
-def _compare_kept_losses(evaluations: Sequence[Evaluation]) -> None:
+def compare_kept_losses(evaluations: Sequence[Evaluation]) -> None:
     """Put into every column how much more it loses than the base on what is to stay."""
     kept = {one.name: one.values["kept_loss"] for one in evaluations if "kept_loss" in one.values}
     for one in evaluations:
@@ -135,8 +137,19 @@ def _compare_kept_losses(evaluations: Sequence[Evaluation]) -> None:
 
 
 @torch.no_grad()
-def compute_losses(voice: Voice, dataset: HiggsDataset, loss: LossConfig, *, batch_size: int) -> dict[str, float]:
-    """The losses over a whole data set and what is known of its ends, as validation in the training computes them."""
+def compute_losses(
+    voice: Voice,
+    dataset: HiggsDataset,
+    loss: LossConfig,
+    *,
+    batch_size: int,
+    each: Callable[[Batch, Targets, TargetScores], None] = lambda batch, targets, scores: None,
+) -> dict[str, float]:
+    """The losses over a whole data set and what is known of its ends, as validation in the training computes them.
+
+    Args:
+        each: told every micro-batch, with its targets on the CPU.
+    """
     num_codebooks = voice.rules.layout.num_codebooks
     module = StepModule(voice.model)
     totals = sum_scores(
@@ -146,6 +159,7 @@ def compute_losses(voice: Voice, dataset: HiggsDataset, loss: LossConfig, *, bat
         placeholder_ids=module.placeholder_ids,
         device=voice.model.device,
         landmarks=Landmarks.of(voice.rules),
+        each=each,
     )
     found = summarise_scores(totals, build_loss_weights(loss, num_codebooks=num_codebooks))
     losses = {name: getattr(found.losses, name) for name in LOSSES}

@@ -135,19 +135,43 @@ def _codebooks(line: Mapping[str, Any]) -> list[Any]:
 
 
 def read_comparison(run: RunFolder) -> dict[str, Any] | None:
-    """What `ds-higgs evaluate` left in the run's folder: the values of every column; None where that is damaged."""
+    """What `ds-higgs evaluate` left in the run's folder: the values of every column; None where that is damaged.
+
+    Of all steps, with the intervals of every column and which one to take.
+    """
     record = run.read_evaluation()
     if record is None:
         return None
     try:
         columns = [
-            {"name": str(column["name"]), "values": {key: finite(value) for key, value in column["values"].items()}}
+            {
+                "name": str(column["name"]),
+                "values": {key: finite(value) for key, value in column["values"].items()},
+                "intervals": {key: [finite(low), finite(high)] for key, (low, high) in column["intervals"].items()}
+                if "intervals" in column
+                else {},
+            }
             for column in record["columns"]
         ]
-        return {"manifest": Path(record["manifest"]).name, "columns": columns}
-    except (KeyError, TypeError, AttributeError):
+        choice = _read_choice(record["choice"]) if "choice" in record else None
+        return {"manifest": Path(record["manifest"]).name, "columns": columns, "choice": choice}
+    except (KeyError, TypeError, ValueError, AttributeError):
         logger.warning("%s: skipped: not what ds-higgs wrote there", run.evaluation / EVALUATION_FILE)
         return None
+
+
+def _read_choice(choice: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "by": str(choice["by"]),
+        "name": str(choice["name"]),
+        "value": finite(choice["value"]),
+        "num_samples": int(choice["num_samples"]),
+        "undecided": [
+            {"name": str(one["name"]), **{key: finite(one[key]) for key in ("difference", "low", "high")}}
+            for one in choice["against"]
+            if not one["decided"]
+        ],
+    }
 
 
 def describe_manifests(run: RunFolder, key: str) -> dict[str, Any] | None:

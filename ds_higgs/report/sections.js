@@ -128,7 +128,7 @@ function endCharts(run) {
 }
 
 function evaluations() {
-  const tables = RUNS.flatMap((run) => [validationTable(run), comparisonTable(run)]).filter(Boolean);
+  const tables = RUNS.flatMap((run) => [validationTable(run), ...choiceOfSteps(run), comparisonTable(run)]).filter(Boolean);
   return tables.length ? section("evaluation", "Evaluation", element("div", { class: "stack" }, tables)) : [];
 }
 
@@ -148,6 +148,36 @@ function validationTable(run) {
       ...numbers.map((index) => number(line.audio_loss_per_codebook[index])),
     ]),
   });
+}
+
+// Every adapter of a run, each measure with its interval, and which one to take.
+function choiceOfSteps(run) {
+  if (!run.comparison || !run.comparison.choice) return [];
+  const { columns, choice, manifest } = run.comparison;
+  const measures = REPORT.measures.filter(({ key }) => columns.some((column) => column.intervals[key]));
+  const cell = (column, key) => {
+    const interval = column.intervals[key];
+    const text = number(column.values[key]);
+    return interval ? [text, element("div", { class: "soft small" }, `${number(interval[0])} to ${number(interval[1])}`)] : text;
+  };
+  return [
+    element("div", { class: "card" }, choiceLines(choice).map((line) => element("p", {}, line))),
+    table({
+      caption: `All steps, with 95 % intervals over samples, on ${manifest}${RUNS.length > 1 ? `: ${run.name}` : ""}`,
+      head: ["", ...measures.map(({ label }) => label)],
+      rows: columns.map((column) => [column.name === choice.name ? element("span", { class: "good" }, column.name) : column.name, ...measures.map(({ key }) => cell(column, key))]),
+    }),
+  ];
+}
+
+function choiceLines(choice) {
+  const measure = REPORT.measures.find(({ key }) => key === choice.by);
+  const signed = (value) => (value < 0 ? `−${number(-value)}` : `+${number(value)}`);
+  const lines = [[`Best by ${measure ? measure.label : choice.by}, on ${choice.num_samples} ${choice.num_samples === 1 ? "sample" : "samples"}: `,
+    element("b", {}, choice.name), `, ${number(choice.value)}`]];
+  if (!choice.undecided.length) return [...lines, "Every other one is worse, sample by sample: the 95 % intervals of the differences leave out 0."];
+  const open = choice.undecided.map((one) => `${one.name} (${signed(one.difference)}${one.low === null ? "" : `, ${signed(one.low)} to ${signed(one.high)}`})`);
+  return [...lines, `Not decided against ${open.join(", ")}: differences sample by sample, with 95 % intervals. More samples decide more.`];
 }
 
 function comparisonTable(run) {

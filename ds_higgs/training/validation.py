@@ -69,16 +69,19 @@ def sum_scores(
     placeholder_ids: Sequence[int],
     device: torch.device,
     landmarks: Landmarks,
+    each: Callable[[Batch, Targets, TargetScores], None] = lambda batch, targets, scores: None,
 ) -> torch.Tensor:
     """Sums and counts of `batches`, [2, n] float64 on `device`: text, then one per codebook, then `measure`'s.
 
     Args:
         step: a StepModule, or the engine around one.
+        each: told every micro-batch, with its targets on the CPU.
     """
     totals = torch.zeros(2, 1 + num_codebooks + num_totals(num_codebooks), dtype=torch.float64, device=device)
     for batch in batches:
         targets = build_targets(batch, placeholder_ids=placeholder_ids)
         scores = step(batch.model_inputs.to(device), targets.to(device), None)
+        each(batch, targets, scores)
         losses = torch.cat([scores.text.sum().unsqueeze(0), scores.audio.sum(dim=0)]).double()
         of_losses = torch.stack([losses, targets.counts().to(device)])
         totals += torch.cat([of_losses, measure(batch, targets, scores, landmarks)], dim=1)

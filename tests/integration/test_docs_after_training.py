@@ -49,7 +49,7 @@ def test_every_command(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 15
+    assert len(commands) == 16
     for program, command, *arguments in commands:
         assert program == "ds-higgs"
         run_command([command, *arguments, *SHORT.get(command, [])])

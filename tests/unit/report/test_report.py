@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import yaml
 
+from ds_higgs.commands.evaluate import MEASURES
 from ds_higgs.errors import UserError
 from ds_higgs.report import build_report
 from ds_higgs.report.collect import collect_run, histogram
@@ -98,9 +99,14 @@ def runs(example_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     folder = tmp_path_factory.mktemp("runs")
     good = write_run(folder / "good", example_dir, troubled=False)
     values = {"audio_loss": 5.0, "stop_rate": 1.0}
-    columns = [{"name": name, "values": values, "samples": []} for name in ("base", "good")]
+    values |= {key: 0.125 for key, _, better in MEASURES if better is not None and key not in values}
+    intervals = {key: [0.1, 0.15] for key in values} | {"audio_loss": [4.5, 5.5]}
+    columns = [{"name": name, "values": values, "samples": [], "intervals": intervals} for name in ("base", "خطوة")]
+    against = [{"name": "base", "difference": -0.25, "low": -0.5, "high": 0.125, "decided": False}]
+    choice = {"by": "audio_loss", "name": "خطوة", "value": 5.0, "num_samples": 8, "against": against}
     (good / "evaluation").mkdir()
-    (good / "evaluation" / "evaluation.json").write_text(json.dumps({"manifest": "val.json", "columns": columns}))
+    record = {"manifest": "val.json", "columns": columns, "choice": choice}
+    (good / "evaluation" / "evaluation.json").write_text(json.dumps(record))
     return good, write_run(folder / "troubled", example_dir, troubled=True)
 
 
@@ -216,7 +222,12 @@ def hostile(example_dir: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "evaluation", ["{", "[]", "{}", '{"manifest": 3, "columns": []}', '{"manifest": "m", "columns": [{"name": 1}]}']
+    "evaluation",
+    [
+        *["{", "[]", "{}", '{"manifest": 3, "columns": []}', '{"manifest": "m", "columns": [{"name": 1}]}'],
+        '{"manifest": "m", "columns": [{"name": "a", "values": {}, "intervals": {"loss": [1]}}]}',
+        '{"manifest": "m", "columns": [], "choice": {"by": "loss"}}',
+    ],
 )
 def test_damaged_files_are_skipped_and_told(hostile: Path, evaluation: str, tmp_path: Path, caplog):
     (hostile / "evaluation" / "evaluation.json").write_text(evaluation)
@@ -307,6 +318,9 @@ def test_a_real_browser_shows_it(runs: tuple[Path, Path], tmp_path: Path, width:
         assert all(abs(length - 1) < 0.1 for length in seconds)
         text = browser.ask("document.getElementById('page').innerText")
         assert EVIL in text
+        assert "خطوة, 5" in text
+        assert "Not decided against base (−0.25, −0.5 to +0.125)" in text
+        assert "4.5 to 5.5" in text
         assert ("out of memory" in text) == (count == 2)
         browser.ask("document.querySelector('header button').click()")
         assert browser.ask("document.documentElement.dataset.theme") == ("light" if dark else "dark")
