@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class CheckpointWeights:
 
     def _read_average(self, name: str) -> torch.Tensor | None:
         """None: no update has been made, and the average is what the weights are."""
-        if not self._has_average():
+        if not self._has_average:
             return None
         if self.marker.zero_stage == 3:
             return self._gather(name, lambda shard, group: shard["optimizer_state_dict"]["state"][group][AVERAGE])
@@ -62,6 +63,7 @@ class CheckpointWeights:
             return self._whole_states()[list(self.shapes).index(name)][AVERAGE]
         return self._join(name)
 
+    @cached_property
     def _has_average(self) -> bool:
         if self.marker.zero_stage == 0:
             states = self._whole_states()

@@ -130,8 +130,9 @@ def warn_of_hasty_start(optim: OptimConfig) -> None:
 
 
 def warn_of_high_rate(config: Config) -> None:
-    """Say so where the base's own weights are to learn at a rate that is meant for LoRA."""
-    if config.train.mode != "lora" and config.optim.learning_rate >= HIGH_RATE_OF_WHOLE_WEIGHTS:
+    """Say so where the base's own weights are to learn at a rate that is meant for LoRA; Muon has others."""
+    of_adam = config.optim.type != "muon"
+    if of_adam and config.train.mode != "lora" and config.optim.learning_rate >= HIGH_RATE_OF_WHOLE_WEIGHTS:
         logger.warning(
             "optim.learning_rate is %g, which is a rate for LoRA: with train.mode %s it makes the base forget; "
             "5e-6 to 2e-5 is usual",

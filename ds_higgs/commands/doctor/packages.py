@@ -77,7 +77,7 @@ def check_optional() -> Iterator[Finding]:
     for module, purpose in (
         ("liger_kernel", "fused kernels (memory.kernels: liger)"),
         ("flash_attn", "memory.attention: flash_attention_2"),
-        ("bitsandbytes", "4-bit base (model.quantization: nf4)"),
+        ("bitsandbytes", "4-bit base (model.quantization: nf4), optim.type: adamw_8bit"),
         ("wandb", "logging.wandb"),
         ("comet_ml", "logging.comet"),
     ):

@@ -109,9 +109,15 @@ def test_a_hasty_start_is_warned_of(rate, steps, warned, caplog):
 
 
 @pytest.mark.parametrize(
-    ("mode", "rate", "warned"), [("lora", 1e-4, False), ("full", 1e-4, True), ("full", 2e-5, False)]
+    ("mode", "optim", "warned"),
+    [
+        ("lora", {"learning_rate": 1e-4}, False),
+        ("full", {"learning_rate": 1e-4}, True),
+        ("full", {"learning_rate": 2e-5}, False),
+        ("full", {"learning_rate": 5e-3, "type": "muon", "max_grad_norm": 0}, False),
+    ],
 )
-def test_a_rate_for_lora_is_warned_of_in_other_modes(mode, rate, warned, caplog):
+def test_a_rate_for_lora_is_warned_of_in_other_modes(mode, optim, warned, caplog):
     values = {"run": {"output_dir": "run"}, "model": {"base": "base"}, "data": {"train_manifest": "train.json"}}
-    warn_of_high_rate(Config.model_validate(values | {"train": {"mode": mode}, "optim": {"learning_rate": rate}}))
+    warn_of_high_rate(Config.model_validate(values | {"train": {"mode": mode}, "optim": optim}))
     assert ("a rate for LoRA" in caplog.text) == warned
