@@ -59,6 +59,8 @@ def add_commands(add_command: AddCommand, add_config_command: AddCommand) -> Non
     )
     manifest.add_argument("--language", metavar="NAME", help="for a multilingual Whisper model, such as arabic")
     manifest.add_argument("--device", type=device, default="cpu", help="of the recogniser, such as cuda (cpu)")
+    manifest.add_argument("--codec", metavar="CODEC", help=f"whose codes a source of codes has ({HIGGS_TOKENIZER})")
+    manifest.add_argument("--trust-codec", action="store_true", help="take its codes for those, without a look")
     manifest.add_argument("--force", action="store_true", help="write over a file that is no manifest of ours")
 
     validate = add_config_command("validate", _validate, "check manifests, audio, base checkpoint and codec")
@@ -112,7 +114,7 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _manifest(arguments: argparse.Namespace) -> None:
-    from ds_higgs.commands.manifest import Recogniser, describe_made, make_manifests
+    from ds_higgs.commands.manifest import Codec, Recogniser, describe_made, make_manifests
 
     check_file_writable(arguments.out, "--out")
     if arguments.val_out is not None:
@@ -132,6 +134,7 @@ def _manifest(arguments: argparse.Namespace) -> None:
         recogniser=Recogniser(arguments.transcribe, arguments.language, arguments.device)
         if arguments.transcribe
         else None,
+        codec=Codec(arguments.codec, trust=arguments.trust_codec),
         force=arguments.force,
     )
     for line in describe_made(arguments.source, made):

@@ -9,7 +9,7 @@ from ds_higgs.config import Config
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.problems import Problem
 from ds_higgs.data.review.kinds import DataWarning
-from ds_higgs.data.review.reviewing import review
+from ds_higgs.data.review.reviewing import heard, review
 from ds_higgs.data.review.samples import ReviewedSample
 from ds_higgs.data.review.sound import Sound
 from ds_higgs.data.rules import SampleRules
@@ -68,6 +68,8 @@ def inspect(config: Config) -> Inspection:
     samples = [sample for of_manifest in found.samples for sample in of_manifest]
     if not samples:
         raise UserError(f"{preparations[0].manifest}: no sample can be used; `ds-higgs validate` tells why")
+    if len(heard(samples)) < len(samples):
+        raise UserError("the page plays recordings, and some samples have codes in their place; expected audio in all")
     return Inspection(
         manifests=tuple(one.manifest for one in preparations),
         samples=_worst_first(samples, found.warnings),

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ds_higgs.data.codec.opening import find_codec
+from ds_higgs.data.codes import holds_codes
 from ds_higgs.data.prompt_forms import PromptForm
 from ds_higgs.data.sources import pairs
+from ds_higgs.data.sources.codec_check import name_codec
 from ds_higgs.data.sources.opening import find_form, named_form, read_utterances
 from ds_higgs.data.sources.ownership import check_may_overwrite
 from ds_higgs.data.sources.recordings import make_readable
@@ -28,6 +31,14 @@ class Recogniser:
     device: str = "cpu"
 
 
+@dataclass(frozen=True)
+class Codec:
+    """Whose codes a source's codes are: a codec's folder or hub id; trust: without a look."""
+
+    name: str | None = None
+    trust: bool = False
+
+
 def make_manifests(
     source: Path,
     out: Path,
@@ -39,6 +50,7 @@ def make_manifests(
     speaker: str | None = None,
     system: str | None = None,
     recogniser: Recogniser | None = None,
+    codec: Codec = Codec(),
     force: bool = False,
     prompt_form: PromptForm = "as_is",
 ) -> list[Made]:
@@ -51,6 +63,7 @@ def make_manifests(
         speaker: of all utterances, whatever the source says.
         system: text of the system message; None is the prompt form's own, "" is none.
         recogniser: for recordings without a text; None refuses them.
+        codec: of a source that holds codes in place of audio.
         force: write over files that are no manifests of ours.
         prompt_form: in which the samples ask for speech.
 
@@ -69,6 +82,8 @@ def make_manifests(
     found, path = find_form(source) if form is None else (named_form(form), source)
     audio_folder = out.parent / f"{out.stem}_audio"
     utterances = read_utterances(path, found, audio_folder=audio_folder, speaker=speaker)
+    if any(holds_codes(one.audio) for one in utterances):
+        utterances = name_codec(source, utterances, find_codec(codec.name), trust=codec.trust)
     if recogniser is None:
         check_texts(source, utterances)
     utterances = make_readable(utterances, audio_folder)

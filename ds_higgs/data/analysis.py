@@ -12,6 +12,7 @@ from boson_multimodal.data_types import ChatMLSample
 from ds_higgs.data.arrow_files import TableWriter, bytes_matrix, read_table
 from ds_higgs.data.chatml import NO_URL, TokenizedSample, parse_sample, tokenize
 from ds_higgs.data.clips import AUDIO_FILE_SCHEMA, Clip, ClipFinder
+from ds_higgs.data.codes import check_made_by
 from ds_higgs.data.exclusion import Exclusion
 from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
 from ds_higgs.data.manifest import Entry, RawEntry, problem_at, scan_manifest
@@ -163,6 +164,7 @@ def analyse_entry(
         return None, [BadSampleError(entry.error)]
     try:
         sample = parse_sample(entry.data)
+        check_made_by(sample, rules.codec)
         tokenized, *served = [_tokenize_in(form, sample, rules) for form in FORMS_OF[rules.prompt_form]]
     except BadSampleError as error:
         return None, [error]

@@ -315,7 +315,15 @@ class Preparation:
 def _build_finder(
     cache: CodeCache, memo: HashMemo, rules: SampleRules, audio_root: Path, known: KnownFiles | None
 ) -> ClipFinder:
-    return ClipFinder(cache, memo, audio_root=audio_root, limits=rules.limits, known=known, may_look=rules.audio_here)
+    return ClipFinder(
+        cache,
+        memo,
+        audio_root=audio_root,
+        limits=rules.limits,
+        codec=rules.codec,
+        known=known,
+        may_look=rules.audio_here,
+    )
 
 
 def _check_codes_are_here(clips: DistinctClips, missing: np.ndarray, cache_dir: Path) -> None:

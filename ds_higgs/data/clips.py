@@ -15,6 +15,8 @@ from boson_multimodal.data_types import AudioContent
 from ds_higgs.data.audio import AudioLimits, AudioSource, Segment, check_file, check_header, decode_base64, hash_audio
 from ds_higgs.data.cache import CodeCache, clip_key
 from ds_higgs.data.chatml import NO_URL
+from ds_higgs.data.codec.source import CodecSource
+from ds_higgs.data.codes import check_codes, holds_codes
 from ds_higgs.data.manifest import read_entry
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.files import write_atomically
@@ -159,6 +161,7 @@ class ClipFinder:
     """Turns a sample's audio items into checked clips with their cache keys.
 
     Args:
+        codec: whose codes may stand in place of audio; None: they are refused.
         known: asked before a file is looked at.
         may_look: whether files may be looked at; else what is not known, or has no codes, cannot be used.
     """
@@ -170,6 +173,7 @@ class ClipFinder:
         *,
         audio_root: Path,
         limits: AudioLimits,
+        codec: CodecSource | None = None,
         known: KnownAudio | None = None,
         may_look: bool = True,
     ):
@@ -177,6 +181,7 @@ class ClipFinder:
         self._memo = memo
         self._audio_root = audio_root
         self._limits = limits
+        self._codec = codec
         self._known = known
         self._may_look = may_look
         self._seconds: dict[str, float | BadSampleError] = {}  # by key, what the header gave
@@ -227,6 +232,11 @@ class ClipFinder:
     def _path(self, content: AudioContent) -> str:
         return "" if content.audio_url in NO_URL else str(self._audio_root / content.audio_url)
 
+    def _look_into(self, source: AudioSource, segment: Segment) -> float:
+        if self._codec is not None and isinstance(source, Path) and holds_codes(source):
+            return check_codes(source, segment, self._limits, self._codec)
+        return check_header(source, segment, self._limits)
+
     def _check(self, key: str, source: AudioSource, segment: Segment) -> float:
         seconds = self._cache.seconds_of(key)
         if seconds is not None:
@@ -238,7 +248,7 @@ class ClipFinder:
             if len(self._seconds) == _MAX_HEADERS:
                 self._seconds.clear()
             try:
-                self._seconds[key] = check_header(source, segment, self._limits)
+                self._seconds[key] = self._look_into(source, segment)
             except BadSampleError as error:
                 self._seconds[key] = error
         found = self._seconds[key]

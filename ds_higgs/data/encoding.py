@@ -21,6 +21,7 @@ from ds_higgs.data.cache import SECONDS_BETWEEN_LOOKS, CodeCache
 from ds_higgs.data.clip_files import EncodedClip
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.codec.source import AudioCodec, CodecSource
+from ds_higgs.data.codes import holds_codes, load_array
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.errors import UserError
 from ds_higgs.files import NumberLocks
@@ -163,13 +164,15 @@ class Encoder:
         usable = self._decode_all(clips)
         if self._load_codec is None or not usable:
             return
-        self._codec = self._codec or self._load_codec()
-        encoded = self._encode_until_stopped(self._codec, usable)
+        encoded = {clip.key: _as_they_are(clip, codes) for clip, codes in usable if holds_codes(clip.path)}
+        if heard := [(clip, waveform) for clip, waveform in usable if clip.key not in encoded]:
+            self._codec = self._codec or self._load_codec()
+            encoded |= self._encode_until_stopped(self._codec, heard)
         self._cache.add(encoded, unit=unit)
         self.num_encoded += len(encoded)
 
     def _decode_all(self, clips: Sequence[Clip]) -> list[tuple[Clip, np.ndarray]]:
-        """The clips that can be used, with their audio; the others are `failures`."""
+        """The clips that can be used, with their audio, or their codes; the others are `failures`."""
         with ThreadPoolExecutor(DECODING_THREADS) as threads:
             decoded = list(threads.map(self._decode, clips))
         usable = []
@@ -200,6 +203,8 @@ class Encoder:
 
     def _decode(self, clip: Clip) -> np.ndarray | BadSampleError:
         try:
+            if holds_codes(clip.path):
+                return load_array(Path(clip.path))
             return decode(clip.source(self._manifest), clip.segment, sampling_rate=self._rate)
         except BadSampleError as error:
             return error
@@ -272,6 +277,10 @@ def _help(
         encoder.encode_all(units[number::count])
     else:
         encoder.encode_all(units, first=number * len(units) // count)
+
+
+def _as_they_are(clip: Clip, codes: np.ndarray) -> EncodedClip:
+    return EncodedClip(torch.from_numpy(codes.astype(np.int64)), clip.seconds, clip.content)
 
 
 def _check_whole(codes: torch.Tensor, waveform: np.ndarray, hop_length: int) -> None:

@@ -12,6 +12,7 @@ from ds_higgs.data.audio import AudioLimits
 from ds_higgs.data.chatml import TokenizedSample
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.codec.source import CodecSource
+from ds_higgs.data.codes import holds_codes
 from ds_higgs.data.conditions import NO_DROPS, DropRates
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import PromptForms, ReferenceTurn
@@ -106,6 +107,9 @@ def _check_whisper(tokenized: TokenizedSample, clips: Sequence[Clip], layout: Au
     if is_input != sorted(is_input, reverse=True):
         errors.append(BadSampleError("user audio after assistant audio", "user audio first, with Whisper features on"))
     for user_audio, clip in zip(is_input, clips, strict=True):
+        if user_audio and holds_codes(clip.path):
+            error = BadSampleError("codes without their audio", "audio, with Whisper features on")
+            errors.append(error.of(clip.name(learned=False)))
         if user_audio and clip.seconds > WHISPER_SECONDS:
             expected = f"at most {WHISPER_SECONDS} s, with Whisper features on"
             error = BadSampleError(f"{clip.seconds:.1f} s of audio", expected)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ds_higgs.data.containers.container import ContainerKind
 from ds_higgs.data.problems import BadSampleError
 
+CODES_COLUMNS = ("codes", "audio_codes", "audio_tokens")  # of lists of numbers [codebooks, frames]
 _NAME = re.compile(r"(.+)\[(\d+)\]")
 _BATCH_ROWS = 16  # two such batches are kept: threads may ask for rows a little out of order
 _WEIGHT = 500_000  # about 25 MB, of a row group, in members of a tar archive
@@ -101,10 +102,22 @@ class ArrowContainer:
 
 def _bytes_of(value: Any, name: str) -> bytes:
     """Of an Audio column's row, or of a column of bytes."""
+    if isinstance(value, list):
+        return _array_file(value, name)
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise BadSampleError(f"{name} holds no audio")
     return content
+
+
+def _array_file(value: list, name: str) -> bytes:
+    """Lists of numbers as a NumPy file."""
+    buffer = io.BytesIO()
+    try:
+        np.save(buffer, np.asarray(value), allow_pickle=False)
+    except ValueError:
+        raise BadSampleError(f"{name} holds lists of other lengths") from None
+    return buffer.getvalue()
 
 
 PARQUET = ContainerKind(".parquet", ParquetContainer, _row_of)

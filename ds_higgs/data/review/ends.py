@@ -8,6 +8,7 @@ import numpy as np
 from ds_higgs.data.audio import read_frames
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.clips import Clip
+from ds_higgs.data.codes import holds_codes
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.containers.opening import file_on_disk
 from ds_higgs.data.dataset import HiggsDataset
@@ -45,6 +46,7 @@ def _some_targets(preparation: Preparation, layout: AudioLayout) -> list[tuple[i
         for row in good[chosen].tolist()
         for clip, learned in zip(samples.clips(row), samples.audio_targets(row, layout), strict=True)
         if learned
+        and not holds_codes(clip.path)
         and (not clip.path or os.path.exists(file_on_disk(clip.path)))  # codes may have come without their audio
     ]
 

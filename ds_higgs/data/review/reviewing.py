@@ -9,6 +9,7 @@ from itertools import chain
 from ds_higgs.data.audio import read_frames
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.clips import Clip
+from ds_higgs.data.codes import holds_codes
 from ds_higgs.data.review.kinds import DataWarning
 from ds_higgs.data.review.samples import ReviewedSample, read_samples
 from ds_higgs.data.review.set_checks import SET_CHECKS, find_few_speakers, find_leaks
@@ -32,7 +33,7 @@ def review(training: Sequence[Preparation], validation: Sequence[Preparation], l
     samples = [read_samples(one, layout) for one in (*training, *validation)]
     sounds: dict[str, Sound] = {}
     for of_manifest in samples:
-        sounds |= _measure(of_manifest)
+        sounds |= _measure(heard(of_manifest))
     of_training = list(chain.from_iterable(samples[: len(training)]))
     of_validation = list(chain.from_iterable(samples[len(training) :]))
     return Review(samples, sounds, find_warnings(of_training, of_validation, sounds))
@@ -43,7 +44,7 @@ def find_warnings(
 ) -> list[DataWarning]:
     """What is likely a mistake: the gravest kinds first, then in manifest order; nothing twice."""
     found = [warning for samples in (training, validation) for warning in _check(samples, sounds)]
-    found += [*find_few_speakers(training), *find_leaks(training, validation, sounds)]
+    found += [*find_few_speakers(training), *find_leaks(heard(training), heard(validation), sounds)]
     return sorted(
         dict.fromkeys(found),
         key=lambda warning: (-warning.weight, warning.kind, warning.file, warning.number or 0),
@@ -53,8 +54,13 @@ def find_warnings(
 def _check(samples: Sequence[ReviewedSample], sounds: Mapping[str, Sound]) -> list[DataWarning]:
     found = [warning for check in TEXT_CHECKS for warning in check(samples)]
     for check in (*SOUND_CHECKS, *SET_CHECKS):
-        found += check(samples, sounds)
+        found += check(heard(samples), sounds)
     return found
+
+
+def heard(samples: Sequence[ReviewedSample]) -> list[ReviewedSample]:
+    """Those whose recordings are there: of codes that were made elsewhere nothing is heard."""
+    return [one for one in samples if not any(holds_codes(clip.path) for clip in (*one.targets, *one.references))]
 
 
 def _measure(samples: Sequence[ReviewedSample]) -> dict[str, Sound]:

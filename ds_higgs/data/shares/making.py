@@ -75,7 +75,9 @@ class ShareMaker:
     def _find_audio(self, dealer: Dealer) -> list[str]:
         """Look at every file of the share; names of the tables of what is found."""
         memo = HashMemo(self.folder)
-        finder = ClipFinder(self._cache, memo, audio_root=self._audio_root, limits=self._rules.limits)
+        finder = ClipFinder(
+            self._cache, memo, audio_root=self._audio_root, limits=self._rules.limits, codec=self._rules.codec
+        )
         return write_found(self.folder, self._manifest, dealer.own_items(self._share), finder, memo.save)
 
     def _encode(

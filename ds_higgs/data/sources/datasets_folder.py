@@ -1,4 +1,4 @@
-"""A folder of the Hugging Face `datasets` library: Arrow or Parquet files with an Audio column."""
+"""A folder of the Hugging Face `datasets` library: Arrow or Parquet files with an Audio column, or one of codes."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 
 from ds_higgs.data.containers.opening import SEPARATOR
-from ds_higgs.data.containers.tables import row_name
-from ds_higgs.data.sources.tables import SPEAKER_NAMES, TEXT_NAMES
+from ds_higgs.data.containers.tables import CODES_COLUMNS, row_name
+from ds_higgs.data.sources.tables import RECORDING_NAMES, SPEAKER_NAMES, TEXT_NAMES
 from ds_higgs.data.sources.utterance import FFMPEG_SUFFIXES, Form, Utterance, collect, existing_file
 from ds_higgs.errors import UserError
 from ds_higgs.files import write_atomically
@@ -37,7 +37,7 @@ def read_datasets_folder(folder: Path, audio_folder: Path, speaker: str | None =
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows as {"audio": {"bytes", "path"}, "text", "speaker", "column": the audio's}."""
+    """Rows as {"audio": {"bytes", "path"}, "text", "speaker", "recording", "column": the audio's, or the codes'}."""
     try:
         if file.suffix == ".parquet":
             batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=16)
@@ -45,25 +45,30 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
             batches = pyarrow.ipc.open_stream(file)
         for batch in batches:
             columns = _columns(file, batch.schema)
+            column = columns.get("audio") or columns.pop("codes")  # codes stay where they are
             for rows in (batch.slice(start, 16) for start in range(0, len(batch), 16)):
                 for row in rows.select(list(columns.values())).to_pylist():
-                    yield {name: row[column] for name, column in columns.items()} | {"column": columns["audio"]}
+                    yield {name: row[one] for name, one in columns.items()} | {"column": column}
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
 
 def _columns(file: Path, schema: Any) -> dict[str, str]:
-    """Which column is the audio, the text, the speaker."""
+    """Which column is the audio, or codes in its place and the recording's path; the text, the speaker."""
     columns: dict[str, str] = {}
     for field in schema:
         if {"bytes", "path"} <= {inner.name for inner in getattr(field.type, "fields", [])}:
             columns.setdefault("audio", field.name)
-    for kind, names in (("text", TEXT_NAMES), ("speaker", SPEAKER_NAMES)):
+    kinds = [("text", TEXT_NAMES), ("speaker", SPEAKER_NAMES)]
+    if "audio" not in columns:
+        kinds += [("codes", CODES_COLUMNS), ("recording", RECORDING_NAMES)]
+    for kind, names in kinds:
         found = next((name for name in names if name in schema.names), None)
         if found is not None:
             columns[kind] = found
-    for kind, expected in (("audio", "an Audio column"), ("text", f"a column {', '.join(TEXT_NAMES)}")):
-        if kind not in columns:
+    audio = f"an Audio column, or one of codes ({', '.join(CODES_COLUMNS)})"
+    for found_kinds, expected in ({"audio", "codes"}, audio), ({"text"}, f"a column {', '.join(TEXT_NAMES)}"):
+        if not found_kinds & set(columns):
             raise UserError(f"{file}: columns {', '.join(schema.names)} found, expected {expected}")
     return columns
 
@@ -71,13 +76,15 @@ def _columns(file: Path, schema: Any) -> dict[str, str]:
 def _utterance(
     file: Path, number: int, place: str, row: dict[str, Any], audio_folder: Path, speaker: str | None
 ) -> Utterance:
-    audio, text = row["audio"], row["text"]
+    audio, text = row.get("audio"), row["text"]
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place}: no text")
-    if not audio or not (audio["bytes"] or audio["path"]):
+    if "audio" in row and not (audio and (audio["bytes"] or audio["path"])):
         raise UserError(f"{place}: no audio")
     spoken_by = speaker if speaker is not None else row.get("speaker")
-    if not audio["bytes"]:
+    if audio is None:
+        found = Path(f"{file.resolve()}{SEPARATOR}{row_name(row['column'], number)}")
+    elif not audio["bytes"]:
         found = existing_file(file.parent / audio["path"], place)
     elif Path(audio["path"] or "").suffix.lower() in FFMPEG_SUFFIXES:
         found = _write_audio(audio, audio_folder)
@@ -88,6 +95,7 @@ def _utterance(
         text=" ".join(text.split()),
         speaker=None if spoken_by is None else str(spoken_by),
         place=place,
+        recording=Path(row["recording"]) if isinstance(row.get("recording"), str) else None,
     )
 
 

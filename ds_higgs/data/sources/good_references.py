@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_higgs.data.audio import Segment, read_frames
+from ds_higgs.data.codes import holds_codes
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.review.kinds import LIMITS
 from ds_higgs.data.review.sound import Sound, measure_sound
@@ -43,6 +44,8 @@ def _best(recordings: Sequence[Path]) -> set[Path]:
 
 def _faults(audio: Path) -> tuple[int, float]:
     """How many, and by how many seconds the length is wrong: (0, 0.0) is a good reference."""
+    if holds_codes(audio):  # nobody can hear them
+        return 0, 0.0
     try:
         sound = measure_sound(*read_frames(audio, Segment()))
     except BadSampleError:  # `validate` tells why

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from ds_higgs.data.sources import datasets_folder, lines, metadata, nemo, pairs, swift, tables, webdataset
+from ds_higgs.data.sources import datasets_folder, lines, metadata, nemo, pairs, swift, tables, token_shards, webdataset
 from ds_higgs.data.sources.json_lines import SUFFIXES, first_entry
 from ds_higgs.data.sources.utterance import Form, Utterance
 from ds_higgs.errors import UserError
 
 # The first that finds itself in a source is its form: a folder is read as recordings only where it is nothing else.
 FORMS: tuple[Form, ...] = (
+    token_shards.FORM,
     *(datasets_folder.FORM, webdataset.FORM, nemo.FORM, lines.FORM, swift.FORM),
     *(metadata.FORM, tables.FORM, pairs.FORM),
 )

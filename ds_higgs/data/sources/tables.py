@@ -12,6 +12,7 @@ from ds_higgs.errors import UserError
 
 AUDIO_NAMES = ("audio", "audio_file", "audio_path", "file_name", "file", "path", "wav", "wav_path", "id")
 TEXT_NAMES = ("text", "transcript", "transcription", "sentence", "normalized_text")
+RECORDING_NAMES = ("audio_path", "wav_path", "path")  # beside codes: what they were made of
 SPEAKER_NAMES = ("speaker", "speaker_id", "speaker_name", "client_id")
 AUDIO_FOLDERS = ("", "wavs", "wav", "audio", "clips")
 

@@ -25,6 +25,8 @@ class Utterance:
     text: "" where the form brings none; it is then transcribed, or refused.
     place: where it was found, for messages: "list.csv:3".
     segment: the part of the recording that is meant; None is all of it.
+    recording: where `audio` holds codes (`data.codes`), what they were made of, if that is known.
+    codec: the name of the codec that they are of.
     reference, reference_text: a recording of the same voice and what it says, where the form names one.
     messages: a sample that is whole already (audio items name files by absolute path); it is then written as it is.
     """
@@ -37,6 +39,8 @@ class Utterance:
     reference_text: str | None = None
     messages: tuple[dict, ...] | None = None
     segment: Segment | None = None
+    recording: Path | None = None
+    codec: str | None = None
 
     def audio_files(self) -> set[Path]:
         """Every recording that the utterance uses."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_higgs.data.codes import CODEC_KEY
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import PromptForm, VoiceRequest, write_sample
 from ds_higgs.data.sources.good_references import find_good_references
@@ -63,9 +64,11 @@ def write_manifest(
 def _sample(
     utterance: Utterance, other: Utterance | None, folder: Path, system: str | None, form: PromptForm
 ) -> dict[str, Any]:
-    speaker = {"speaker": utterance.speaker} if utterance.speaker is not None else {}
+    fields: dict[str, Any] = {"speaker": utterance.speaker} if utterance.speaker is not None else {}
+    if utterance.codec is not None:
+        fields["misc"] = {CODEC_KEY: utterance.codec}
     if utterance.messages is not None:  # whole already; `data.prompt_form` gives it another form while reading
-        return {"messages": [_relative(message, folder) for message in utterance.messages], **speaker}
+        return {"messages": [_relative(message, folder) for message in utterance.messages], **fields}
     reference, said = utterance.reference, utterance.reference_text
     if other is not None:
         reference, said = other.audio, other.text
@@ -76,7 +79,7 @@ def _sample(
         reference_text=said,
     )
     try:
-        return {**write_sample(request, form, system=system), **speaker}
+        return {**write_sample(request, form, system=system), **fields}
     except BadSampleError as error:
         raise UserError(f"{utterance.place}: {error}; expected {error.expected}") from None
 
