@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import tarfile
 
@@ -75,9 +76,12 @@ def assert_trains(dataset, codes):
         assert any(torch.equal(one, torch.from_numpy(wanted.astype(np.int64))) for one in targets)
 
 
-def test_codes_train_without_their_audio(codes, codec_source, make_rules, tmp_path):
+def test_codes_train_without_their_audio(codes, codec_source, make_rules, tmp_path, caplog):
     shards = write_shards(tmp_path / "shards", codes, speaker="ana")
-    make(shards, tmp_path / "set" / "train.jsonl", codec_source)
+    with caplog.at_level("INFO", logger="ds_higgs"):
+        make(shards, tmp_path / "set" / "train.jsonl", codec_source)
+    (share,) = re.findall(r"([\d.]+) % of the codes of 8 clips, encoded again, are equal", caplog.text)
+    assert float(share) > 99, "at the loudness at which they were encoded"
     shutil.copytree(tmp_path / "shards", tmp_path / "elsewhere" / "shards")
     shutil.copytree(tmp_path / "set", tmp_path / "elsewhere" / "set")
     shutil.rmtree(tmp_path / "shards")
