@@ -222,12 +222,12 @@ def _find_choice(clips: _Clips, own: np.ndarray, sizes: np.ndarray, lengths: np.
     kept = count - forbidden - is_choice > 0
     return _Choice(
         rows=rows[kept],
-        rest=rest[kept],
-        first=first[kept],
-        count=count[kept],
-        forbidden=forbidden[kept],
+        rest=rest[kept].astype(np.int32),
+        first=first[kept].astype(np.int32),
+        count=count[kept].astype(np.int32),
+        forbidden=forbidden[kept].astype(np.int32),
         clips=listed.astype(np.int32),
-        sizes=sizes[listed],
+        sizes=sizes[listed].astype(np.int32),
         hidden=_levels(pairs, kept),
     )
 
@@ -258,9 +258,9 @@ def _levels(pairs: np.ndarray, kept: np.ndarray) -> Sequence[tuple[np.ndarray, n
     Args:
         pairs: sorted, of a sample and a number; kept: [n] bool, samples that stay.
     """
-    renumbered = np.cumsum(kept) - 1
+    renumbered = (np.cumsum(kept) - 1).astype(np.int32)
     pairs = pairs[kept[pairs >> 32]] if len(pairs) else pairs
-    sample, number = renumbered[pairs >> 32], pairs & 0xFFFFFFFF
+    sample, number = renumbered[pairs >> 32], (pairs & 0xFFFFFFFF).astype(np.int32)
     level = np.arange(len(pairs)) - np.searchsorted(sample, sample)
     return [(sample[level == one], number[level == one]) for one in range(int(level.max(initial=-1)) + 1)]
 

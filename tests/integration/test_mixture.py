@@ -26,6 +26,7 @@ def write_config(folder: Path, base: Path, example: Path, **checkpoint) -> Path:
             "cache_dir": str(folder.parent / "codes"),
             "num_workers": 1,
         },
+        "loss": {"keep_base": {"weight": 0.5, "sources": ["old"]}},
         "optim": {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 1},
         "zero": {"precision": "bf16"},
         "checkpoint": {"save_steps": 3, **checkpoint},
@@ -69,6 +70,20 @@ def test_every_step_tells_what_each_source_gave(lines):
             assert source["epoch"] >= 1
             seen[name] += source["num_samples"]
     assert seen == {"new": 12, "old": 8, "val": 4}
+
+
+def test_the_base_is_kept_on_the_sources_that_are_named(lines):
+    """The divergence is 0 before the first update, then not; it is in the loss, of the named source alone."""
+    steps = of("step", lines[1:])
+    for line in steps:
+        sources = line["sources"]
+        assert {name for name, source in sources.items() if "keep_base_audio" in source} == {"old"} & set(sources)
+        kept = [sources.get("old", {}).get(f"keep_base_{stream}", 0.0) for stream in ("text", "audio")]
+        assert [line["keep_base_text"], line["keep_base_audio"]] == pytest.approx(kept)
+        assert line["loss"] == pytest.approx(line["text_loss"] + line["audio_loss"] + 0.5 * sum(kept))
+    assert steps[0]["keep_base_text"] == steps[0]["keep_base_audio"] == 0
+    assert max(line["keep_base_audio"] for line in steps) > 0
+    assert all("keep_base_text" not in line for line in of("eval", lines[1:]))
 
 
 def test_validation_manifests_have_names_and_one_value_together(lines):
