@@ -17,6 +17,7 @@ class Best:
     step: at which the best value was reached.
     since: evaluations after it.
     judge: the model that the measure is of, where there is one: values of two are not to be compared.
+    weights: what is measured, "trained" or the average, "ema".
     """
 
     measure: str | None
@@ -25,6 +26,7 @@ class Best:
     step: int = 0
     since: int = 0
     judge: str | None = None
+    weights: str = "trained"
 
     def update(self, values: Mapping[str, Any], *, step: int) -> bool:
         """Take in an evaluation; whether it is the best so far. One without a value of the measure does not count."""
@@ -49,6 +51,7 @@ class Best:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; from nothing, where that went by another measure or judge."""
-        if (state["measure"], state.get("judge")) == (self.measure, self.judge):
+        """Go on from a checkpoint; from nothing, where that went by another measure or judge, or by other weights."""
+        before = (state["measure"], state.get("judge"), state.get("weights", "trained"))
+        if before == (self.measure, self.judge, self.weights):
             self.value, self.step, self.since = state["value"], state["step"], state["since"]

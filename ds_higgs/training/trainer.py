@@ -81,7 +81,9 @@ class Trainer:
         self.total_steps = total_steps
         self._peak_tokens_per_second = find_peak(engine.module.higgs.config, config.train.mode, ranks.world_size)
         self.position = Position()
-        self.best = Best(config.eval.best_by, config.eval.patience, judge=config.eval.best_judge)
+        self.best = Best(
+            config.eval.best_by, config.eval.patience, judge=config.eval.best_judge, weights=config.eval.weights
+        )
         self.folder = RunFolder(config.run.output_dir)
         self.tolerate = config.checkpoint.on_save_error == "warn"  # files that cannot be written
         self.metrics = MetricsFile(self.folder.metrics_file, enabled=ranks.is_main, tolerate_errors=self.tolerate)

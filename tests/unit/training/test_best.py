@@ -62,7 +62,18 @@ def test_another_judge_begins_anew():
     same.load_state_dict(best.state_dict())
     other.load_state_dict(best.state_dict())
     assert (same.value, other.value) == (0.4, None)
-    before = {key: value for key, value in Best("loss", patience=3, value=2.0).state_dict().items() if key != "judge"}
+
+
+def test_the_average_begins_anew():
+    trained, average = Best("loss", patience=3), Best("loss", patience=3, weights="ema")
+    feed(trained, [2.0])
+    average.load_state_dict(trained.state_dict())
+    assert average.value is None
+
+
+def test_it_goes_on_from_what_knew_neither_judges_nor_averages():
+    kept = ("measure", "patience", "value", "step", "since")
+    before = {key: value for key, value in Best("loss", patience=3, value=2.0).state_dict().items() if key in kept}
     resumed = Best("loss", patience=3)
-    resumed.load_state_dict(before)  # of a version without judges
+    resumed.load_state_dict(before)
     assert resumed.value == 2.0
