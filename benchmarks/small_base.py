@@ -133,7 +133,7 @@ def write_forgotten_base(folder: Path, *, seed: int) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def study_mistakes(work: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
+def study_mistakes(work: Path, seeds: list[int], chosen: list[str]) -> Iterator[dict[str, Any]]:
     speech = work / "speech"
     if not (speech / "val.json").is_file():
         counts = ["--count", str(NUM_UTTERANCES), "--codec-count", "1"]
@@ -141,7 +141,8 @@ def study_mistakes(work: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
     for seed in seeds:
         base = work / f"forgotten{seed}"
         write_forgotten_base(base, seed=seed)
-        for mistake, settings in MISTAKES.items():
+        for mistake in chosen or MISTAKES:
+            settings = MISTAKES[mistake]
             name = f"{mistake} {seed}".replace(" ", "_")
             common = {
                 "model.base": base,
@@ -162,8 +163,9 @@ def study_mistakes(work: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
             yield {"mistake": mistake, "seed": seed, **counted(judge(name, work, whole))}
 
 
-def study_adapters(work: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
-    for variant, settings in ADAPTERS.items():
+def study_adapters(work: Path, seeds: list[int], chosen: list[str]) -> Iterator[dict[str, Any]]:
+    for variant in chosen or ADAPTERS:
+        settings = ADAPTERS[variant]
         for seed in seeds:
             name = f"{variant} {seed}".replace(" ", "_")
             one_process = {"data.batch_size": 8, "eval.num_audio_samples": 0, "zero.stage": 0}
@@ -200,11 +202,12 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--work", type=Path, required=True, help="folder for speech, runs and scores")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, and 0 1 2 for adapters")
+    parser.add_argument("--only", nargs="+", default=[], choices=[*MISTAKES, *ADAPTERS], metavar="NAME", help="rows")
     arguments = parser.parse_args()
     os.environ["DS_ACCELERATOR"] = "cpu"
     seeds = arguments.seeds or ([0] if arguments.study == "mistakes" else [0, 1, 2])
     rows = []
-    for row in STUDIES[arguments.study](arguments.work.resolve(), seeds):
+    for row in STUDIES[arguments.study](arguments.work.resolve(), seeds, arguments.only):
         rows.append(row)
         print(row, flush=True)
     print_table(rows)
