@@ -47,6 +47,7 @@ READ_BY = {
         "optim.gradient_accumulation_steps",
         "optim.ema_decay",
         "optim.type",
+        "loss.keep_base",
         "eval.asr",
         "eval.speaker_model",
     ),

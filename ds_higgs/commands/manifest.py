@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ds_higgs.data.code_names import holds_codes
 from ds_higgs.data.codec.opening import find_codec
-from ds_higgs.data.codes import holds_codes
 from ds_higgs.data.prompt_forms import PromptForm
 from ds_higgs.data.sources import pairs
 from ds_higgs.data.sources.codec_check import name_codec

@@ -15,8 +15,9 @@ from boson_multimodal.data_types import AudioContent
 from ds_higgs.data.audio import AudioLimits, AudioSource, Segment, check_file, check_header, decode_base64, hash_audio
 from ds_higgs.data.cache import CodeCache, clip_key
 from ds_higgs.data.chatml import NO_URL
+from ds_higgs.data.code_names import holds_codes
 from ds_higgs.data.codec.source import CodecSource
-from ds_higgs.data.codes import check_codes, holds_codes
+from ds_higgs.data.codes import check_codes
 from ds_higgs.data.manifest import read_entry
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.files import write_atomically

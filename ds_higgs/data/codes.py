@@ -1,30 +1,16 @@
-"""Codes that were made elsewhere, in place of audio: NumPy arrays [codebooks, frames], named as audio files are.
-
-Such a name ends with `.npy`, or it is a row of a table's column that CODES_COLUMNS names.
-"""
+"""Codes that were made elsewhere, in place of audio: NumPy arrays [codebooks, frames], named as `code_names` says."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from boson_multimodal.data_types import AudioContent, ChatMLSample
 
 from ds_higgs.data.audio import AudioLimits, Segment
+from ds_higgs.data.code_names import CODEC_KEY, holds_codes
 from ds_higgs.data.codec.source import CodecSource
-from ds_higgs.data.containers.opening import open_audio, split_name
-from ds_higgs.data.containers.tables import CODES_COLUMNS
+from ds_higgs.data.containers.opening import open_audio
 from ds_higgs.data.problems import BadSampleError
-
-SUFFIX = ".npy"
-CODEC_KEY = "codec"  # of a sample's `misc`: the name of the codec that its codes are of
-
-
-def holds_codes(path: str | Path) -> bool:
-    """Whether codes are meant rather than audio, by the name."""
-    name = os.fspath(path)
-    inside = split_name(name)
-    return name.endswith(SUFFIX) or (inside is not None and inside[1].partition("[")[0] in CODES_COLUMNS)
 
 
 def codec_name(codec: CodecSource) -> str:

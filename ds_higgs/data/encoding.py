@@ -20,8 +20,9 @@ from ds_higgs.data.audio import decode
 from ds_higgs.data.cache import SECONDS_BETWEEN_LOOKS, CodeCache
 from ds_higgs.data.clip_files import EncodedClip
 from ds_higgs.data.clips import Clip
+from ds_higgs.data.code_names import holds_codes
 from ds_higgs.data.codec.source import AudioCodec, CodecSource
-from ds_higgs.data.codes import holds_codes, load_array
+from ds_higgs.data.codes import load_array
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.errors import UserError
 from ds_higgs.files import NumberLocks

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from ds_higgs.data.audio import AudioLimits
 from ds_higgs.data.chatml import TokenizedSample
 from ds_higgs.data.clips import Clip
+from ds_higgs.data.code_names import holds_codes
 from ds_higgs.data.codec.source import CodecSource
-from ds_higgs.data.codes import holds_codes
 from ds_higgs.data.conditions import NO_DROPS, DropRates
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import PromptForms, ReferenceTurn

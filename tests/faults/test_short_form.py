@@ -43,6 +43,7 @@ def check_a_damaged_path_is_the_users_mistake(config: Path, checkpoint: Path) ->
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_second_start_and_a_save_that_fails_leave_the_old_checkpoints_whole(tmp_path, tiny_base):
     """A file size limit stands for the full disk: the shards are over it, everything else is under it."""
     settings = {

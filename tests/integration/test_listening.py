@@ -104,6 +104,7 @@ def test_judges_hear_every_prompt_and_the_errors_of_all_ranks_are_summed(heard: 
         assert line["speaker_similarity"] == pytest.approx(sum(similarities) / PROMPTS)
 
 
+@pytest.mark.slow
 def test_split_weights_are_gathered_to_speak_the_same(
     heard: Path, tiny_base, codes, example_dir, judged, tmp_path: Path
 ):

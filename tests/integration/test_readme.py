@@ -65,7 +65,7 @@ def test_training_on_8_gpus_with_two(on_the_example, tmp_path):
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_quickstart_from_a_clean_copy_and_again(tmp_path, times):
-    """In the environment of this test run, with fewer steps."""
+    """In the environment of this test run, with fewer steps and shorter speech."""
     copy = tmp_path / "copy"
     left_out = shutil.ignore_patterns(".git", ".venv*", "outputs", "__pycache__", "*_cache", ".hypothesis")
     shutil.copytree(ROOT, copy, ignore=left_out)
@@ -74,7 +74,7 @@ def test_quickstart_from_a_clean_copy_and_again(tmp_path, times):
         pytest.skip("needs the environment that launch/test.sh makes")
     for _ in range(times):
         done = launching.run(
-            ["bash", "launch/quickstart.sh", "--run.max_steps", "4"],
+            ["bash", "launch/quickstart.sh", "--run.max_steps", "4", "--eval.max_audio_s", "1"],
             env={"VENV": str(environment), "MASTER_PORT": launching.free_port()},
             cwd=copy,
         )

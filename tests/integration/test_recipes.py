@@ -70,6 +70,7 @@ def test_numbers_follow_from_the_data(goal):
     assert plan(goal, num_samples=3).samples_per_step == 3
 
 
+@pytest.mark.slow
 def test_each_trains_for_two_steps(tiny_base, example_dir, tmp_path):
     two = json.loads((example_dir / "train.json").read_text(encoding="utf-8"))[:2]
     (tmp_path / "two.json").write_text(json.dumps(two))

@@ -163,7 +163,8 @@ def test_a_run_on_two_ranks_leaves_what_it_promises(whole_run):
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["run"]["epochs"] == 3
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("local rank -1", marks=pytest.mark.slow), "torchrun"])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local rank -1", "torchrun"])
 def test_every_launcher_trains(launcher, arguments, tmp_path):
     short = arguments(run__max_steps=2)
     if launcher == "torchrun":

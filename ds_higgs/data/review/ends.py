@@ -8,7 +8,7 @@ import numpy as np
 from ds_higgs.data.audio import read_frames
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.clips import Clip
-from ds_higgs.data.codes import holds_codes
+from ds_higgs.data.code_names import holds_codes
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.data.containers.opening import file_on_disk
 from ds_higgs.data.dataset import HiggsDataset

@@ -9,7 +9,7 @@ from itertools import chain
 from ds_higgs.data.audio import read_frames
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.clips import Clip
-from ds_higgs.data.codes import holds_codes
+from ds_higgs.data.code_names import holds_codes
 from ds_higgs.data.review.kinds import DataWarning
 from ds_higgs.data.review.samples import ReviewedSample, read_samples
 from ds_higgs.data.review.set_checks import SET_CHECKS, find_few_speakers, find_leaks

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ds_higgs.data.audio import Segment, decode
+from ds_higgs.data.code_names import holds_codes
 from ds_higgs.data.codec.source import AudioCodec, CodecSource
-from ds_higgs.data.codes import codec_name, holds_codes, read_codes
+from ds_higgs.data.codes import codec_name, read_codes
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.sources.utterance import Utterance
 from ds_higgs.errors import UserError

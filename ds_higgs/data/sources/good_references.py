@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_higgs.data.audio import Segment, read_frames
-from ds_higgs.data.codes import holds_codes
+from ds_higgs.data.code_names import holds_codes
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.review.kinds import LIMITS
 from ds_higgs.data.review.sound import Sound, measure_sound

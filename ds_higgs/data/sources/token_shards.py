@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_higgs.data.codes import SUFFIX
+from ds_higgs.data.code_names import SUFFIX
 from ds_higgs.data.containers.opening import SEPARATOR
 from ds_higgs.data.containers.tar import tar_members
 from ds_higgs.data.manifest import read_manifest

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_higgs.data.codes import CODEC_KEY
+from ds_higgs.data.code_names import CODEC_KEY
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.prompt_forms import PromptForm, VoiceRequest, write_sample
 from ds_higgs.data.sources.good_references import find_good_references

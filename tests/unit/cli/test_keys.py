@@ -55,6 +55,6 @@ def test_every_key_says_what_it_takes():
     assert allowed["memory.activation_checkpointing"] == "auto | none | full | a whole number from 1"
     assert allowed["lora.dropout"] == "a number from 0 below 1"
     assert allowed["data.val_manifest"] == "a path"
-    assert allowed["data.train"] == "a list of: {manifest, name, weight, epochs, prompt_form}"
+    assert allowed["data.train"] == "a list of: {manifest, name, weight, epochs, prompt_form, reference}"
     assert "\neval: Validation.\n" in describe_keys("train")
     assert "a path; needed, unless data.train is given\n" in describe_keys("train")
