@@ -22,5 +22,4 @@ if [[ -f $native/.installed ]]; then
 fi
 export PATH="$PWD/$venv/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-# Three workers on two cores: a run that waits for its ranks leaves a core idle.
-exec python -m pytest -n 3 --dist loadgroup -m "not gpu and not slow" -q "$@"
+exec python -m pytest -n 2 --dist loadgroup -m "not gpu and not slow" -q "$@"
