@@ -16,6 +16,7 @@ def sums_by_sample(
 
     Args:
         batch, targets: on the CPU.
+        placeholder_ids: token ids of <|AUDIO|> and <|AUDIO_OUT|>.
 
     Returns:
         [samples, 2, 1 + codebooks] float64, on the CPU.
@@ -24,7 +25,7 @@ def sums_by_sample(
     counted = targets.audio_labels.t() != IGNORE_INDEX
     parts = [
         (rows, scores.text.unsqueeze(1), torch.ones((len(rows), 1))),
-        (_samples_of_frames(batch, targets), scores.audio, counted),
+        (_samples_of_frames(batch, targets, placeholder_ids[1]), scores.audio, counted),
     ]
     found = []
     for owners, losses, counts in parts:
@@ -34,10 +35,13 @@ def sums_by_sample(
     return torch.cat(found, dim=2)
 
 
-def _samples_of_frames(batch: Batch, targets: Targets) -> torch.Tensor:
-    """[num_audio_rows] int64: the sample that each row with an audio target is of."""
-    if not len(targets.audio_frames):
-        return targets.audio_frames
+def _samples_of_frames(batch: Batch, targets: Targets, audio_out_token: int) -> torch.Tensor:
+    """[num_audio_rows] int64: the sample that each row with an audio target is of.
+
+    Clips are numbered as their placeholders stand. (The collator's `audio_out_ids_start_group_loc` has one entry a
+    sample, not one a clip.)
+    """
     inputs = batch.model_inputs
+    owners = (inputs["input_ids"] == audio_out_token).nonzero()[:, 0]
     segments = torch.searchsorted(inputs["audio_out_ids_start"], targets.audio_frames, right=True) - 1
-    return inputs["audio_out_ids_start_group_loc"][segments]
+    return owners[segments]
