@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from ds_higgs.errors import UserError
 
@@ -258,8 +258,13 @@ class NumberLocks:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
+        return hash_stream(file)
+
+
+def hash_stream(file: BinaryIO) -> str:
+    """SHA-256 of what is left to read of an open file, in hex."""
+    digest = hashlib.sha256()
+    while block := file.read(_READ_BYTES):
+        digest.update(block)
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import hashlib
 import io
 import math
 import os
@@ -17,7 +16,7 @@ import soxr
 
 from ds_higgs.data.containers.opening import file_on_disk, open_audio, split_name
 from ds_higgs.data.problems import BadSampleError
-from ds_higgs.files import hash_file
+from ds_higgs.files import hash_file, hash_stream
 
 SILENCE_PEAK = 1e-4  # -80 dBFS
 UNKNOWN_WAV_SIZES = (0, 0xFFFFFFFF)  # what ffmpeg and sox write when they stream
@@ -86,14 +85,11 @@ def hash_audio(path: Path) -> str:
     """
     if split_name(path) is None:
         return hash_file(path)
-    digest = hashlib.sha256()
     try:
         with open_audio(path) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            return hash_stream(file)
     except OSError as error:
         raise BadSampleError(f"the file around it cannot be read: {_reason(error)}") from None
-    return digest.hexdigest()
 
 
 def check_header(source: AudioSource, segment: Segment, limits: AudioLimits) -> float:
