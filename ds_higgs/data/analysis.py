@@ -14,7 +14,7 @@ from ds_higgs.data.chatml import NO_URL, TokenizedSample, parse_sample, tokenize
 from ds_higgs.data.clips import AUDIO_FILE_SCHEMA, Clip, ClipFinder
 from ds_higgs.data.codes import check_made_by
 from ds_higgs.data.exclusion import Exclusion
-from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
+from ds_higgs.data.key_index import KEY_BYTES, KeyIndex, join_keys
 from ds_higgs.data.manifest import Entry, RawEntry, problem_at, scan_manifest
 from ds_higgs.data.problems import BadSampleError, Problem
 from ds_higgs.data.prompt_forms import FORMS_OF, PromptForm, take_form
@@ -40,8 +40,7 @@ class Donor:
 
     def find(self, entries: Iterable[RawEntry]) -> np.ndarray:
         """[entries] int64, their rows, -1 for those that are to be analysed: new ones, and where a checksum fails."""
-        digests = np.frombuffer(b"".join(entry.digest for entry in entries), np.uint8).reshape(-1, KEY_BYTES)
-        places = self._index.find(digests)
+        places = self._index.find(join_keys(entry.digest for entry in entries))
         rows = np.where(places < 0, -1, self._rows[places] if len(self._rows) else -1)
         intact = [row < 0 or self._samples.checksum(row) == self._checksums[row] for row in rows.tolist()]
         return np.where(intact, rows, -1)

@@ -1,6 +1,5 @@
 """Audio files as they were when they were looked at: whether they are so still, and what is known of them."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 
 from ds_higgs.data.clips import AUDIO_FILE_SCHEMA, HashMemo, MemoEntry, fingerprint_of
 from ds_higgs.data.containers.opening import file_on_disk
-from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
+from ds_higgs.data.key_index import KeyIndex, join_keys, key_of
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.sample_table import SampleTable
 
@@ -92,14 +91,14 @@ class KnownFiles:
     def __init__(self, files: pa.Table, errors: Mapping[tuple[str, float, float | None], BadSampleError]):
         self._files = files
         self._errors = errors
-        digests = b"".join(_digest(path) for batch in files.to_batches() for path in batch.column("path").to_pylist())
-        self._index = KeyIndex(np.frombuffer(digests, np.uint8).reshape(-1, KEY_BYTES))
+        paths = (path for batch in files.to_batches() for path in batch.column("path").to_pylist())
+        self._index = KeyIndex(join_keys(map(key_of, paths)))
 
     def __call__(self, path: str, offset: float, duration: float | None) -> MemoEntry | None:
         """Raises BadSampleError for a clip that cannot be used."""
         if (error := self._errors.get((path, offset, duration))) is not None:
             raise error
-        row = self._index.find_one(_digest(path))
+        row = self._index.find_one(key_of(path))
         if row < 0:
             return None
         _, *fingerprint, content = (self._files[name][row].as_py() for name in AUDIO_FILE_SCHEMA.names)
@@ -112,11 +111,7 @@ class KnownFiles:
         for start in range(0, len(files), _CHUNK):
             paths, contents = (files[name].slice(start, _CHUNK).to_pylist() for name in ("path", "content"))
             for path, content in zip(paths, contents, strict=True):
-                row = self._index.find_one(_digest(path))
+                row = self._index.find_one(key_of(path))
                 if row >= 0 and self._files["content"][row].as_py() != content:
                     found.append(path)
         return frozenset(found)
-
-
-def _digest(path: str) -> bytes:
-    return hashlib.blake2b(path.encode(), digest_size=KEY_BYTES).digest()

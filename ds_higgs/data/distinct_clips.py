@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ds_higgs.data.clips import Clip
 from ds_higgs.data.containers.opening import reading_places
-from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
+from ds_higgs.data.key_index import KEY_BYTES, KeyIndex, join_keys
 from ds_higgs.data.manifest import problem_at
 from ds_higgs.data.problems import BadSampleError, Problem
 from ds_higgs.data.sample_table import SampleTable
@@ -57,8 +57,7 @@ def problems_of_clips(
     layout: AudioLayout,
 ) -> list[Problem]:
     """Of the samples that have a clip that failed; failures: by key."""
-    keys = np.frombuffer(bytes.fromhex("".join(failures)), np.uint8).reshape(-1, KEY_BYTES)
-    failed = KeyIndex(keys).find(clips.keys) >= 0
+    failed = KeyIndex(join_keys(map(bytes.fromhex, failures))).find(clips.keys) >= 0
     uses = np.flatnonzero(failed[clips.of_use])
     problems = []
     for row in np.unique(np.searchsorted(samples.clip_ends, uses, side="right")).tolist():

@@ -1,8 +1,21 @@
 """Rows by their 16-byte keys: two sorted arrays of 8 bytes a row, nothing in Python."""
 
+import hashlib
+from collections.abc import Iterable
+
 import numpy as np
 
 KEY_BYTES = 16
+
+
+def key_of(name: str) -> bytes:
+    """A key for a name, such as a path, whatever bytes it stands for."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=KEY_BYTES).digest()
+
+
+def join_keys(keys: Iterable[bytes]) -> np.ndarray:
+    """Keys one after another as [n, KEY_BYTES] uint8."""
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
 
 
 class KeyIndex:

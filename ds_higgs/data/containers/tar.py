@@ -1,6 +1,5 @@
 """Recordings in a tar archive, as WebDataset's shards are: read where they lie, nothing is unpacked."""
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ds_higgs.data.containers.container import ContainerKind, FilePart
-from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
+from ds_higgs.data.key_index import KeyIndex, join_keys, key_of
 from ds_higgs.data.problems import BadSampleError
 
 
@@ -19,17 +18,17 @@ class TarContainer:
 
     def __init__(self, path: Path):
         self._path = path
-        digests, places = [], []
+        keys, places = [], []
         for member in tar_members(path):
-            digests.append(_digest(member.name))
+            keys.append(key_of(member.name))
             places.append((member.offset_data, member.size))
-        self._index = KeyIndex(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES))
+        self._index = KeyIndex(join_keys(keys))
         self._places = np.asarray(places, dtype=np.int64).reshape(-1, 2)
         self.weight = len(places)
 
     def open(self, name: str) -> BinaryIO:
         """See Container."""
-        row = self._index.find_one(_digest(name))
+        row = self._index.find_one(key_of(name))
         if row < 0:
             raise KeyError(name)
         start, size = self._places[row].tolist()
@@ -52,10 +51,6 @@ def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
         raise BadSampleError(
             f"{path.name} is no tar archive: {error}", "one that is whole and not compressed"
         ) from None
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=KEY_BYTES).digest()
 
 
 KIND = ContainerKind(".tar", TarContainer)

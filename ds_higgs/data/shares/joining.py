@@ -11,7 +11,7 @@ from ds_higgs.data.audio_changes import KnownFiles
 from ds_higgs.data.cache import CodeCache
 from ds_higgs.data.clips import AUDIO_FILE_SCHEMA
 from ds_higgs.data.exclusion import Exclusion
-from ds_higgs.data.key_index import KEY_BYTES, KeyIndex
+from ds_higgs.data.key_index import KeyIndex, join_keys
 from ds_higgs.data.rules import SampleRules
 from ds_higgs.data.shares.copying import copy_clips
 from ds_higgs.data.shares.dealing import Dealer, Share
@@ -142,8 +142,8 @@ class ShareJoin:
 
 
 def _good_keys(found: FoundAudio, marker: ShareMarker) -> np.ndarray:
-    failed = np.frombuffer(bytes.fromhex("".join(marker.failures)), np.uint8).reshape(-1, KEY_BYTES)
-    return found.keys[KeyIndex(failed).find(found.keys) < 0]
+    failed = KeyIndex(join_keys(map(bytes.fromhex, marker.failures)))
+    return found.keys[failed.find(found.keys) < 0]
 
 
 def _cure(share: Share, what: str) -> str:
