@@ -28,6 +28,11 @@ def split_name(path: str | Path) -> tuple[str, str] | None:
     return (file, inside) if separator and _suffix(file) in KINDS else None
 
 
+def name_inside(file: str | Path, name: str) -> Path:
+    """The path of what is called `name` inside a file; `split_name` takes it apart."""
+    return Path(f"{file}{SEPARATOR}{name}")
+
+
 def file_on_disk(path: str | Path) -> str:
     """The file that holds the audio: the path's own, or the one around it."""
     named = split_name(path)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from ds_higgs.data.containers.opening import SEPARATOR
+from ds_higgs.data.containers.opening import name_inside
 from ds_higgs.data.containers.tables import CODES_COLUMNS, row_name
 from ds_higgs.data.sources.tables import RECORDING_NAMES, SPEAKER_NAMES, TEXT_NAMES
 from ds_higgs.data.sources.utterance import FFMPEG_SUFFIXES, Form, Utterance, collect, existing_file
@@ -82,14 +82,12 @@ def _utterance(
     if "audio" in row and not (audio and (audio["bytes"] or audio["path"])):
         raise UserError(f"{place}: no audio")
     spoken_by = speaker if speaker is not None else row.get("speaker")
-    if audio is None:
-        found = Path(f"{file.resolve()}{SEPARATOR}{row_name(row['column'], number)}")
-    elif not audio["bytes"]:
+    if audio and not audio["bytes"]:
         found = existing_file(file.parent / audio["path"], place)
-    elif Path(audio["path"] or "").suffix.lower() in FFMPEG_SUFFIXES:
+    elif audio and Path(audio["path"] or "").suffix.lower() in FFMPEG_SUFFIXES:
         found = _write_audio(audio, audio_folder)
     else:
-        found = Path(f"{file.resolve()}{SEPARATOR}{row_name(row['column'], number)}")
+        found = name_inside(file.resolve(), row_name(row["column"], number))
     return Utterance(
         audio=found,
         text=" ".join(text.split()),

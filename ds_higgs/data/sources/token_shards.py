@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_higgs.data.code_names import SUFFIX
-from ds_higgs.data.containers.opening import SEPARATOR
+from ds_higgs.data.containers.opening import name_inside
 from ds_higgs.data.containers.tar import tar_members
 from ds_higgs.data.manifest import read_manifest
 from ds_higgs.data.problems import BadSampleError
@@ -78,7 +78,7 @@ def _is_noisy(name: str, texts: dict[str, Any]) -> bool:
 
 
 def _utterance(shard: Path, name: str, texts: dict[str, Any], speaker: str | None) -> Utterance:
-    place = f"{shard.name}{SEPARATOR}{name}"
+    place = str(name_inside(shard.name, name))
     fields = texts.get(name.removesuffix(SUFFIX))
     if fields is None:
         raise UserError(f"{place}: its shard's JSON lines have no such `id`")
@@ -87,7 +87,7 @@ def _utterance(shard: Path, name: str, texts: dict[str, Any], speaker: str | Non
         raise UserError(f"{place}: no text")
     recording = first_text(place, fields, RECORDING_NAMES)
     return Utterance(
-        audio=Path(f"{shard}{SEPARATOR}{name}"),
+        audio=name_inside(shard, name),
         text=text,
         speaker=speaker if speaker is not None else first_text(place, fields, SPEAKER_NAMES),
         place=place,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ds_higgs.data.containers.opening import SEPARATOR, open_audio
+from ds_higgs.data.containers.opening import name_inside, open_audio
 from ds_higgs.data.containers.tar import tar_members
 from ds_higgs.data.problems import BadSampleError
 from ds_higgs.data.sources.tables import SPEAKER_NAMES, TEXT_NAMES
@@ -26,12 +26,12 @@ class _Group:
 
     @property
     def place(self) -> str:
-        return f"{self.shard.name}{SEPARATOR}{self.name}"
+        return str(name_inside(self.shard.name, self.name))
 
     def member(self, *suffixes: str) -> Path | None:
         """The first member that ends so."""
         found = next((one for one in self.suffixes if one.lower() in suffixes), None)
-        return None if found is None else Path(f"{self.shard}{SEPARATOR}{self.name}{found}")
+        return None if found is None else name_inside(self.shard, f"{self.name}{found}")
 
 
 def read_shards(source: Path, speaker: str | None = None) -> list[Utterance]:
