@@ -9,6 +9,7 @@ from typing import Any
 from ds_higgs.data.containers.opening import name_inside, open_audio
 from ds_higgs.data.containers.tar import tar_members
 from ds_higgs.data.problems import BadSampleError
+from ds_higgs.data.sources.json_lines import first_text
 from ds_higgs.data.sources.tables import SPEAKER_NAMES, TEXT_NAMES
 from ds_higgs.data.sources.utterance import READABLE_SUFFIXES, Form, Utterance, collect
 from ds_higgs.errors import UserError
@@ -71,16 +72,11 @@ def _utterance(group: _Group, speaker: str | None) -> Utterance:
         raise UserError(f"{group.place}: no audio among {', '.join(group.suffixes)}; expected {expected}")
     fields = {} if described is None else _read_json(described, group.place)
     text_file = group.member(".txt")
-    text = _first(fields, TEXT_NAMES) if text_file is None else _read_text(text_file, group.place)
+    text = first_text(group.place, fields, TEXT_NAMES) if text_file is None else _read_text(text_file, group.place)
     if not text:
         raise UserError(f"{group.place}: no text; expected {group.name}.txt, or {TEXT_NAMES[0]!r} in {group.name}.json")
-    spoken_by = speaker if speaker is not None else _first(fields, SPEAKER_NAMES)
+    spoken_by = speaker if speaker is not None else first_text(group.place, fields, SPEAKER_NAMES)
     return Utterance(audio=audio, text=text, speaker=spoken_by, place=group.place)
-
-
-def _first(fields: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    found = next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
-    return None if found is None else " ".join(str(found).split())
 
 
 def _read_text(member: Path, place: str) -> str:
