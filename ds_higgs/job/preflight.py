@@ -84,6 +84,16 @@ def is_installed(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
+def lacks_for_bitsandbytes(device_type: str) -> list[str]:
+    """What is in the way of bitsandbytes' kernels on a device, a line each."""
+    problems = []
+    if device_type != "cuda":
+        problems.append(f"it needs a CUDA device, found {device_type}")
+    if not is_installed("bitsandbytes"):
+        problems.append("the package bitsandbytes is not installed (pip install bitsandbytes)")
+    return problems
+
+
 def _nearest_existing(path: Path) -> Path:
     for candidate in (path, *path.absolute().parents):
         try:

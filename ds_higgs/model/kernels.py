@@ -1,13 +1,13 @@
 """Chooses kernels for norms, SwiGLU, rotary embedding and attention, and puts Liger's on this model's own modules."""
 
 import functools
-import importlib.util
 
 import torch
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from ds_higgs.errors import UserError
+from ds_higgs.job.preflight import is_installed
 
 
 def choose_kernels(choice: str, *, device_type: str) -> str:
@@ -16,7 +16,7 @@ def choose_kernels(choice: str, *, device_type: str) -> str:
     Raises:
         UserError: if "liger" is asked for and cannot work.
     """
-    usable = device_type == "cuda" and _is_installed("liger_kernel")
+    usable = device_type == "cuda" and is_installed("liger_kernel")
     if choice == "liger" and not usable:
         missing = f"there is none here (device {device_type})" if device_type != "cuda" else "it is not installed"
         raise UserError(
@@ -30,7 +30,7 @@ def choose_kernels(choice: str, *, device_type: str) -> str:
 
 def choose_compiled(choice: str, *, kernels: str, device_type: str) -> bool:
     """Resolve `memory.compile`: "auto" compiles torch's kernels on a CUDA device where Triton is installed."""
-    return choice == "auto" and kernels == "torch" and device_type == "cuda" and _is_installed("triton")
+    return choice == "auto" and kernels == "torch" and device_type == "cuda" and is_installed("triton")
 
 
 def choose_attention(choice: str, *, device_type: str, dtype: torch.dtype) -> str:
@@ -43,7 +43,7 @@ def choose_attention(choice: str, *, device_type: str, dtype: torch.dtype) -> st
         problems = []
         if device_type != "cuda":
             problems.append(f"it needs a CUDA device, found {device_type}")
-        if not _is_installed("flash_attn"):
+        if not is_installed("flash_attn"):
             problems.append("the package flash-attn is not installed")
         if dtype not in (torch.bfloat16, torch.float16):
             problems.append(f"it needs bf16 (zero.precision), found {str(dtype).removeprefix('torch.')}")
@@ -94,7 +94,3 @@ def liger_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 def _liger_mlp(mlp: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
     return mlp.down_proj(liger_swiglu(mlp.gate_proj(hidden_states), mlp.up_proj(hidden_states)))
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None

@@ -1,11 +1,10 @@
 """The frozen base in 4 bits (nf4, by bitsandbytes), for cards of 16 GB."""
 
-import importlib.util
-
 import torch
 from transformers import BitsAndBytesConfig
 
 from ds_higgs.errors import UserError
+from ds_higgs.job.preflight import lacks_for_bitsandbytes
 
 # What stays in full precision: the heads decide over 128,256 and 8 x 1026 classes, and LoRA may train them whole.
 UNQUANTIZED_MODULES = ("audio_decoder_proj", "audio_tower", "audio_encoder_proj")
@@ -19,11 +18,7 @@ def check_quantization(quantization: str | None, *, device_type: str, zero_stage
     """
     if quantization is None:
         return
-    problems = []
-    if device_type != "cuda":
-        problems.append(f"it needs a CUDA device, found {device_type}")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        problems.append("the package bitsandbytes is not installed (pip install bitsandbytes)")
+    problems = lacks_for_bitsandbytes(device_type)
     if zero_stage == 3:
         problems.append("zero.stage 3 cannot split packed 4-bit weights; use stage 0, 1 or 2")
     if problems:

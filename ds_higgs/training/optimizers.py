@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from ds_higgs.config import OptimConfig
 from ds_higgs.errors import UserError
-from ds_higgs.job.preflight import is_installed
+from ds_higgs.job.preflight import lacks_for_bitsandbytes
 
 
 def check_optimizer(optim: OptimConfig, *, device_type: str) -> None:
@@ -18,12 +18,7 @@ def check_optimizer(optim: OptimConfig, *, device_type: str) -> None:
     """
     if optim.type != "adamw_8bit":
         return
-    problems = []
-    if device_type != "cuda":
-        problems.append(f"it needs a CUDA device, found {device_type}")
-    if not is_installed("bitsandbytes"):
-        problems.append("the package bitsandbytes is not installed (pip install bitsandbytes)")
-    if problems:
+    if problems := lacks_for_bitsandbytes(device_type):
         raise UserError.from_problems(f"optim.type: {optim.type} cannot be used:", problems)
 
 

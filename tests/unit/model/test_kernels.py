@@ -1,7 +1,9 @@
 """Choosing kernels, and that Liger's reach every norm and both feed-forward paths with the right arguments."""
 
+import importlib.util
 import sys
 import types
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ds_higgs.errors import UserError
-from ds_higgs.model import kernels, quantization
+from ds_higgs.model import quantization
 from ds_higgs.model.kernels import choose_attention, choose_compiled, choose_kernels, liger_rotate
 from ds_higgs.model.layer_kernels import build_layer_kernels
 from ds_higgs.model.lora import unwrap
@@ -24,9 +26,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     packages: set[str] = set()
 
     def find_spec(name: str):
-        return object() if name in packages else None
+        return ModuleSpec(name, None, origin=name) if name in packages else None
 
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     return packages
 
 

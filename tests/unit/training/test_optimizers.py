@@ -7,7 +7,7 @@ from ds_higgs.checkpoint.resharding import check_can_be_split
 from ds_higgs.config import OptimConfig
 from ds_higgs.config.file import load_config
 from ds_higgs.errors import UserError
-from ds_higgs.training import optimizers
+from ds_higgs.job import preflight
 from ds_higgs.training.optimizers import check_optimizer, optimizer_keys
 from ds_higgs.training.zero import build_deepspeed_config
 
@@ -16,11 +16,11 @@ MUON = {**MINIMAL, "optim.type": "muon", "optim.max_grad_norm": 0, "train.mode":
 
 
 def test_8_bits_say_all_that_is_in_the_way(monkeypatch):
-    monkeypatch.setattr(optimizers, "is_installed", lambda package: False)
+    monkeypatch.setattr(preflight, "is_installed", lambda package: False)
     check_optimizer(OptimConfig(), device_type="cpu")
     with pytest.raises(UserError, match=r"found cpu\n.*bitsandbytes is not installed"):
         check_optimizer(OptimConfig(type="adamw_8bit"), device_type="cpu")
-    monkeypatch.setattr(optimizers, "is_installed", lambda package: True)
+    monkeypatch.setattr(preflight, "is_installed", lambda package: True)
     check_optimizer(OptimConfig(type="adamw_8bit"), device_type="cuda")
 
 
