@@ -42,7 +42,6 @@ from ds_higgs.model.generation import Sampling
 from ds_higgs.model.loading import load_tokenizer, read_model_config
 from ds_higgs.run_folder import RunFolder
 from ds_higgs.speech.in_training import Listener
-from ds_higgs.speech.judges import SpeakerJudge, Transcriber
 from ds_higgs.speech.judging import Judges
 from ds_higgs.speech.samples import Synthesizer
 
@@ -269,10 +268,7 @@ def build_judges(config: EvalConfig) -> Judges:
     Raises:
         UserError: one cannot be loaded, or knows no such language.
     """
-    judges = Judges(
-        None if config.asr is None else Transcriber(config.asr, language=config.language),
-        None if config.speaker_model is None else SpeakerJudge(config.speaker_model),
-    )
+    judges = Judges.of(config.asr, config.speaker_model, language=config.language)
     if judges.present:
         with phase("loading the judges"):
             judges.load()

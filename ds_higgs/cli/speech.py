@@ -238,7 +238,6 @@ def _check_all_steps(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from ds_higgs.commands.evaluate import build_columns, compare, describe_endings, format_table
-    from ds_higgs.speech.judges import SpeakerJudge, Transcriber
     from ds_higgs.speech.judging import Judges
 
     if arguments.keep is not None and arguments.no_base:
@@ -258,10 +257,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     out = arguments.out or _inside_run(arguments.sources, "evaluation", flag="--out")
     check_folder_writable(out, "--out")
-    device = arguments.device or "cpu"
-    judges = Judges(
-        Transcriber(arguments.asr, language=arguments.asr_language, device=device) if arguments.asr else None,
-        SpeakerJudge(arguments.speaker_model, device=device) if arguments.speaker_model else None,
+    judges = Judges.of(
+        arguments.asr,
+        arguments.speaker_model,
+        language=arguments.asr_language,
+        device=arguments.device or "cpu",
     )
     task: dict[str, Any] = {
         "speech": speech_options(arguments),

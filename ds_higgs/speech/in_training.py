@@ -13,7 +13,7 @@ from ds_higgs.batch import FixedPrompt
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.model.loading import HiggsAudioModel
 from ds_higgs.run_folder import RunFolder, step_name
-from ds_higgs.speech.judging import ERROR_RATES, Judges, error_rates
+from ds_higgs.speech.judging import ERROR_RATES, NOBODY, Judges, error_rates
 from ds_higgs.speech.measures import average
 from ds_higgs.speech.samples import Synthesizer, speak_all
 
@@ -37,11 +37,11 @@ class Listener:
         *,
         run_dir: Path,
         ranks: Ranks,
-        judges: Judges | None = None,
+        judges: Judges = NOBODY,
         judge_device: torch.device | str = "cpu",
     ):
         self.run_dir = run_dir
-        self._judges = judges or Judges()
+        self._judges = judges
         self._judge_device = judge_device
         self._own = prompts[ranks.rank :: ranks.world_size]
         self._synthesizer = synthesizer

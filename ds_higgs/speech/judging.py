@@ -23,6 +23,21 @@ class Judges:
     transcriber: Transcriber | None = None
     speaker: SpeakerJudge | None = None
 
+    @classmethod
+    def of(
+        cls,
+        asr: str | None,
+        speaker_model: str | None,
+        *,
+        language: str | None,
+        device: torch.device | str = "cpu",
+    ) -> "Judges":
+        """Those of the models that are named, by folder or hub id; nothing is loaded yet."""
+        return cls(
+            None if asr is None else Transcriber(asr, language=language, device=device),
+            None if speaker_model is None else SpeakerJudge(speaker_model, device=device),
+        )
+
     @property
     def present(self) -> tuple[Transcriber | SpeakerJudge, ...]:
         """Those that there are."""
@@ -95,6 +110,9 @@ class Judges:
             return {"speaker_similarity": 0.0}
         original = decode(item.target_codes if item.reference_codes is None else item.reference_codes)
         return {"speaker_similarity": self.speaker.similarity(waveform, original, sampling_rate=sampling_rate)}
+
+
+NOBODY = Judges()
 
 
 def _random_state_kept() -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from ds_higgs.model.lora import unwrap
 from ds_higgs.run_folder import REFERENCES, TARGETS
 from ds_higgs.speech.accuracy import measure_accuracy
 from ds_higgs.speech.endings import judge_ending
-from ds_higgs.speech.judging import Judges
+from ds_higgs.speech.judging import NOBODY, Judges
 from ds_higgs.speech.measures import measure_speech
 
 # Prompts that are spoken in one generation: of the released model, 0.15 GB each for 20 s.
@@ -96,10 +96,8 @@ class Synthesizer:
         """[codebooks, frames] -> mono float32; nothing for no frames."""
         return self.codec.decode(codes) if codes.shape[1] else np.zeros(0, dtype=np.float32)
 
-    def ask(self, judges: Judges | None, item: FixedPrompt, waveform: np.ndarray) -> dict[str, Any]:
-        """What the judges make of what was said to a prompt; nothing without any."""
-        if judges is None:
-            return {}
+    def ask(self, judges: Judges, item: FixedPrompt, waveform: np.ndarray) -> dict[str, Any]:
+        """What the judges make of what was said to a prompt."""
         return judges.judge(item, waveform, decode=self.decode, sampling_rate=self.codec.sampling_rate)
 
     def save_originals(self, folder: Path, items: Sequence[FixedPrompt]) -> None:
@@ -117,7 +115,7 @@ def speak_all(
     synthesizer: Synthesizer,
     folder: Path,
     *,
-    judges: Judges | None = None,
+    judges: Judges = NOBODY,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Speak all prompts to `folder`/NNN.wav, several at once; a row of measures for each, with the file's path.
