@@ -95,9 +95,13 @@ class CodeCache:
     """All clips of one codec below `cache_dir`. Any number of processes may read and write it at once.
 
     folder: a folder of `datasets`, too, once it is tidy.
+
+    Args:
+        alone: whoever else works here is at units of its own: no lock is taken.
     """
 
-    def __init__(self, cache_dir: Path, codec_identity: str):
+    def __init__(self, cache_dir: Path, codec_identity: str, *, alone: bool = False):
+        self._alone = alone
         self.codec_identity = codec_identity
         self.folder = codes_folder(cache_dir, codec_identity)
         self._units = self.folder / "units"
@@ -201,24 +205,21 @@ class CodeCache:
             raise self._not_written(error) from None
         self._files.pop(name, None)
 
-    def tidy(self, *, alone: bool = False) -> None:
+    def tidy(self) -> None:
         """Join small files, files of earlier versions and what is intact of damaged ones to large files.
 
         Where the cache cannot be written nothing happens.
-
-        Args:
-            alone: no other process works here: no lock is taken.
         """
         if not os.access(self.folder, os.W_OK):
             return
-        locks = self.locks(alone=alone)
+        locks = self.locks()
         while not self._tidy(locks):  # what another process joins now must not go while its places are looked up
             time.sleep(SECONDS_BETWEEN_LOOKS)
         self.scan()
 
-    def locks(self, *, alone: bool = False) -> NumberLocks:
-        """Of units, by number; with `alone` every one can be had, and no file is touched."""
-        return NumberLocks(None if alone else self.folder / "units.lock")
+    def locks(self) -> NumberLocks:
+        """Of units, by number; where nobody else works here every one can be had, and no file is touched."""
+        return NumberLocks(None if self._alone else self.folder / "units.lock")
 
     def intact_batches(self) -> Iterator[pa.RecordBatch]:
         """All clips that are what was written; files that hold others are suspect from then on."""

@@ -99,7 +99,6 @@ class Encoder:
         rate: sampling rate that clips are decoded to.
         progress: called with each clip that is done.
         stop: asked before each unit and after each clip: a unit can take a codec many minutes.
-        alone: nobody else is at the units that this one is given: no lock is taken.
     """
 
     def __init__(
@@ -112,7 +111,6 @@ class Encoder:
         rate: int,
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
-        alone: bool = False,
     ):
         self.failures: dict[str, BadSampleError] = {}
         self.num_encoded = 0
@@ -123,7 +121,6 @@ class Encoder:
         self._rate = rate
         self._progress = progress
         self._stop = stop
-        self._alone = alone
         self._codec: AudioCodec | None = None
         self._num_missing = 0
         self._num_done = 0
@@ -140,7 +137,7 @@ class Encoder:
         if not pending:
             return
         self._tell()
-        locks = self._cache.locks(alone=self._alone)
+        locks = self._cache.locks()
         while pending and not self._stop():
             left = [unit for unit in pending if self._stop() or not self._encode_unit(unit, locks, absent)]
             if len(left) == len(pending):  # other processes are at all of them
@@ -260,7 +257,7 @@ def _help(
     apart: bool,
     parent: int,
 ) -> None:
-    cache = CodeCache(cache_dir, codec.identity)
+    cache = CodeCache(cache_dir, codec.identity, alone=apart)
     cache.scan()
     clips = find_clips()
     units = plan_units(clips)
@@ -271,7 +268,6 @@ def _help(
         lambda: codec.load(device),
         rate=codec.sampling_rate,
         stop=lambda: os.getppid() != parent,
-        alone=apart,
     )
     number, count = place
     if apart:

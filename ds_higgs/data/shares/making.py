@@ -39,7 +39,7 @@ class ShareMaker:
         self._rules = rules
         self._cache_dir = cache_dir
         self._audio_root = rules.audio_root or manifest.parent
-        self._cache = CodeCache(self.folder, rules.codec.identity)
+        self._cache = CodeCache(self.folder, rules.codec.identity, alone=True)
 
     def run(
         self,
@@ -59,7 +59,7 @@ class ShareMaker:
         Raises:
             UserError: with every problem, unless `skip_bad`.
         """
-        self._cache.tidy(alone=True)
+        self._cache.tidy()
         dealer = Dealer(self._manifest, self._share.count, Exclusion(self._manifest, self._rules.exclude))
         names = self._find_audio(dealer)
         found = FoundAudio(self.folder, names, self._audio_root)
@@ -106,7 +106,6 @@ class ShareMaker:
             found,
             (lambda: codec.load(devices[0])) if devices else None,
             rate=codec.sampling_rate,
-            alone=True,
         )
         encoder = encode(progress=progress)
         encoder.encode_all(units[:: len(helpers) + 1])
@@ -119,7 +118,7 @@ class ShareMaker:
         return encoder.failures
 
     def _finish(self, marker: ShareMarker, names: Sequence[str], failures: Mapping[str, BadSampleError]) -> None:
-        self._cache.tidy(alone=True)
+        self._cache.tidy()
         codes = [str(path.relative_to(self.folder)) for path in sorted(self._cache.folder.glob("clips-*.arrow"))]
         sync_folder(self.folder)
         replace(
