@@ -77,6 +77,16 @@ class KeepBaseConfig(Section):
         None, description="Names of the sources of data.train that it is taken on; all if unset."
     )
 
+    @property
+    def on_text(self) -> bool:
+        """Whether it is taken on text targets."""
+        return self.on in ("text", "all")
+
+    @property
+    def on_audio(self) -> bool:
+        """Whether it is taken on audio targets."""
+        return self.on in ("audio", "all")
+
 
 class LossConfig(Section):
     """How the two streams add up."""

@@ -211,8 +211,8 @@ def build_kept_base(config: Config, weights: LossWeights) -> KeptBase | None:
     titles = [source.title for source in config.data.train_sources]
     return KeptBase(
         weight=keep.weight,
-        text=keep.on in ("text", "all"),
-        audio=keep.on in ("audio", "all"),
+        text=keep.on_text,
+        audio=keep.on_audio,
         sources=None if keep.sources is None else frozenset(titles.index(name) for name in keep.sources),
         codebooks=weights.codebooks,
     )
