@@ -299,7 +299,13 @@ def break_source(folder: Path, source: Path, form: str) -> str:
     if form == "webdataset":
         with tarfile.open(source / "zoe.tar", "w") as archive:
             archive.add(source / "anna.tar", "clips/zoe_1.wav")
-        return r"zoe\.tar::clips/zoe_1: no text; expected clips/zoe_1\.txt, or 'text' in clips/zoe_1\.json"
+            (folder / "list.json").write_text('{"text": ["a"]}')
+            for name, file in {"zoe_2.wav": source / "anna.tar", "zoe_2.json": folder / "list.json"}.items():
+                archive.add(file, f"clips/{name}")
+        return (
+            r"zoe\.tar::clips/zoe_1: no text; expected clips/zoe_1\.txt, or 'text' in clips/zoe_1\.json\n"
+            r".*zoe\.tar::clips/zoe_2: `text` must be a string"
+        )
     (folder / "wavs" / "anna_1.wav").unlink()
     places = {"table": r"list\.csv:3", "metadata": r"metadata\.json:1"}
     return places.get(form, r"train\.jsonl:2") + ": audio file not found: .*anna_1"
