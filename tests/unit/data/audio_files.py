@@ -1,5 +1,7 @@
 """Audio that the data tests are made of."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,19 @@ def cloning_sample(reference: str, target: str, text: str = "Hello there.", **fi
         ],
         **fields,
     }
+
+
+def write_chain(folder: Path, clips: int, *, longer_by: float) -> list[dict]:
+    """Tones `0.wav` and so on, each `longer_by` seconds, in which each clip is the next one's reference."""
+    for index in range(clips):
+        write_tone(folder / f"{index}.wav", 0.2 + longer_by * index, pitch=100 + 10 * index, seed=index)
+    return [cloning_sample(f"{index}.wav", f"{(index + 1) % clips}.wav") for index in range(clips)]
+
+
+def write_lines(path: Path, samples: Iterable[dict]) -> Path:
+    """A manifest of JSON lines."""
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return path
 
 
 def text_sample(question: str = "What is two and two?", answer: str = "Four.") -> dict:

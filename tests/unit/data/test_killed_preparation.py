@@ -15,7 +15,7 @@ from ds_higgs.data import encoding
 from ds_higgs.data.build import Preparation
 from ds_higgs.data.codec.dac import DacCodec
 
-from .audio_files import cloning_sample, write_tone
+from .audio_files import write_chain, write_lines
 
 ROUNDS = 12
 CLIPS = 36
@@ -25,12 +25,7 @@ UNIT_CLIPS = 3
 @pytest.fixture
 def manifest(tmp_path):
     folder = tmp_path / "data"
-    for index in range(CLIPS):
-        write_tone(folder / f"{index}.wav", 0.2 + 0.02 * index, pitch=100 + 10 * index, seed=index)
-    samples = [cloning_sample(f"{index}.wav", f"{(index + 1) % CLIPS}.wav") for index in range(CLIPS)]
-    path = folder / "train.jsonl"
-    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    return path
+    return write_lines(folder / "train.jsonl", write_chain(folder, CLIPS, longer_by=0.02))
 
 
 def prepare(manifest: Path, rules, cache_dir: Path, log: Path | None = None):

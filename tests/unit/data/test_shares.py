@@ -22,7 +22,7 @@ from ds_higgs.data.shares.making import ShareMaker
 from ds_higgs.errors import UserError
 from tests.support.patience import HANG_S
 
-from .audio_files import cloning_sample, write_tone
+from .audio_files import cloning_sample, write_chain, write_lines, write_tone
 
 CLIPS = 24
 
@@ -30,14 +30,9 @@ CLIPS = 24
 @pytest.fixture
 def manifest(tmp_path):
     folder = tmp_path / "data"
-    for index in range(CLIPS):
-        write_tone(folder / f"{index}.wav", 0.2 + 0.01 * index, pitch=100 + 10 * index, seed=index)
+    samples = write_chain(folder, CLIPS, longer_by=0.01)
     shutil.copy(folder / "3.wav", folder / "copy of 3.wav")
-    samples = [cloning_sample(f"{index}.wav", f"{(index + 1) % CLIPS}.wav") for index in range(CLIPS)]
-    samples.append(cloning_sample("copy of 3.wav", "4.wav"))
-    path = folder / "train.jsonl"
-    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    return path
+    return write_lines(folder / "train.jsonl", [*samples, cloning_sample("copy of 3.wav", "4.wav")])
 
 
 def codes_in(cache_dir):
@@ -128,13 +123,12 @@ def test_every_audio_item_is_of_one_share(manifest, count):
 
 
 def test_what_holds_many_recordings_is_dealt_whole_and_in_turn(tmp_path):
-    manifest = tmp_path / "train.jsonl"
     samples = [
         cloning_sample(f"{shard}.tar::{clip}.wav", f"{(shard + 1) % 6}.tar::{clip}.wav")
         for shard in range(6)
         for clip in range(5)
     ]
-    manifest.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    manifest = write_lines(tmp_path / "train.jsonl", samples)
     dealer = Dealer(manifest, 3, Exclusion(manifest, ()))
     shards = [{item.path.partition("::")[0] for item in dealer.own_items(Share(number, 3))} for number in (1, 2, 3)]
     assert shards == [{"0.tar", "3.tar"}, {"1.tar", "4.tar"}, {"2.tar", "5.tar"}]
