@@ -5,7 +5,6 @@
 Each case ends with status 0 when it holds and raises otherwise.
 """
 
-import sys
 from pathlib import Path
 
 import deepspeed
@@ -15,9 +14,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from ds_higgs.checkpoint import find_checkpoint, load_checkpoint
 from ds_higgs.checkpoint.deepspeed_parts import AVERAGE, masters, whole_parameters
 from ds_higgs.checkpoint.weights import CheckpointWeights
-from ds_higgs.job import distributed
 from ds_higgs.job.process_exit import run_and_exit
 from ds_higgs.training.average import Average, forget_average
+from tests.integration.workers.cases import run_cases
 from tests.integration.workers.checkpoint import FIXED, build_engine, resume, save, train
 
 DECAY = 0.3  # reached with the third update
@@ -152,12 +151,4 @@ def assert_equal(found: Named, expected: Named) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
-def main() -> None:
-    cases, folder, stage, precision = sys.argv[1:]
-    distributed.init_process_group()
-    for case in cases.split(","):
-        globals()[case](Path(folder) / case, int(stage), precision)
-    distributed.destroy_process_group()
-
-
-run_and_exit(main)
+run_and_exit(lambda: run_cases(globals()))

@@ -7,7 +7,6 @@ Each case ends with status 0 when it holds and raises otherwise.
 
 import os
 import re
-import sys
 from pathlib import Path
 from threading import Event
 
@@ -35,8 +34,8 @@ from ds_higgs.checkpoint import (
 from ds_higgs.checkpoint.marker import MARKER_NAME, FileRecord, encode_marker, read_marker
 from ds_higgs.errors import UserError
 from ds_higgs.files import hash_file
-from ds_higgs.job import distributed
 from ds_higgs.job.process_exit import run_and_exit
+from tests.integration.workers.cases import run_cases
 
 FIXED = {"model.base": "tiny", "lora.rank": 4}
 
@@ -300,13 +299,5 @@ def _full_device_for(engine, rank: int):
     return lambda *args: "/dev/full" if engine.global_rank == rank else usual(*args)
 
 
-def main() -> None:
-    cases, folder, stage, precision = sys.argv[1:]
-    distributed.init_process_group()
-    for case in cases.split(","):
-        globals()[case](Path(folder) / case, int(stage), precision)
-    distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    run_and_exit(main)
+    run_and_exit(lambda: run_cases(globals()))
