@@ -13,23 +13,20 @@ from tests.support import launching
 from tests.support.launching import ROOT
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_the_licence(tmp_path):
-    done = launching.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            tmp_path,
-            copy(tmp_path),
-        ]
-    )
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run_pip("wheel", "--no-build-isolation", "-w", folder, copy(folder))
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+def run_pip(command: str, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
+    done = launching.run([sys.executable, "-m", "pip", command, "-q", "--no-deps", *arguments], env=env)
     assert done.returncode == 0, done.stdout[-4000:]
-    [wheel] = tmp_path.glob("*.whl")
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_the_licence(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "ds_higgs").rglob("*") if path.is_file()}
     assert {name for name in files if "__pycache__" not in name} <= packed
@@ -43,6 +40,14 @@ def copy(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     return source
+
+
+def test_the_environment_of_the_tests_is_not_compiled_beforehand(wheel, tmp_path):
+    """10,000 modules, of which the tests import a part."""
+    [(name, value)] = re.findall(r"^export (PIP_\w+)=(\w+)$", (ROOT / "launch" / "test.sh").read_text(), re.MULTILINE)
+    run_pip("install", "--no-index", "--target", tmp_path, wheel, env={name: value})
+    assert (tmp_path / "ds_higgs" / "__init__.py").exists()
+    assert not list(tmp_path.rglob("*.pyc"))
 
 
 @pytest.mark.parametrize(
