@@ -17,6 +17,8 @@ COSTLY_FIXTURES = (
     "run",
     "higgs_folder",
     "mixed_dataset",
+    "mixed_run",
+    "overfitted",
     "whisper_base",
     "simulated",
 )

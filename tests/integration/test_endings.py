@@ -54,7 +54,7 @@ def samples(rules: SampleRules, example_dir: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def module(tiny_base: Path, rules: SampleRules, samples) -> StepModule:
+def overfitted(tiny_base: Path, rules: SampleRules, samples) -> StepModule:
     module = build_module(tiny_base)
     good, circling = (collate(rules, sample) for sample in samples)
     batch = BatchCollator(rules.layout)(samples, ["good", "circling"])
@@ -99,14 +99,14 @@ def speak(module: StepModule, sample: ChatMLDatasetSample, rules: SampleRules) -
     return generate_codes(module.higgs, inputs, max_frames=100, sampling=GREEDY, seed=0)
 
 
-def test_the_served_prompt_is_answered_code_by_code(module, rules, samples):
+def test_the_served_prompt_is_answered_code_by_code(overfitted, rules, samples):
     target = target_of(samples[0])
-    spoken = speak(module, samples[0], rules)
+    spoken = speak(overfitted, samples[0], rules)
     assert spoken.stopped_by == "eos"
     assert torch.equal(spoken.codes, target)
     found = judge_ending(spoken.codes, target, stopped_by="eos")
     assert (found.ending, found.repeats) == ("in_time", False)
-    ends = validate(module, collate(rules, samples[0]), rules)
+    ends = validate(overfitted, collate(rules, samples[0]), rules)
     assert ends.num_ends == 1
     assert ends.eos_probability > 0.9
     assert ends.false_eos_rate == 0
@@ -116,25 +116,25 @@ def test_the_served_prompt_is_answered_code_by_code(module, rules, samples):
     assert min(ends.audio_start_loss, ends.end_tokens_loss) > 1
 
 
-def test_a_shifted_end_is_seen_in_validation(module, rules, samples):
+def test_a_shifted_end_is_seen_in_validation(overfitted, rules, samples):
     early = with_target(samples[0], target_of(samples[0])[:, :-6])
-    assert validate(module, collate(rules, early), rules).eos_probability < 0.1
+    assert validate(overfitted, collate(rules, early), rules).eos_probability < 0.1
     late = with_target(samples[0], torch.cat([target_of(samples[0]), target_of(samples[0])[:, :6]], dim=1))
-    found = validate(module, collate(rules, late), rules)
+    found = validate(overfitted, collate(rules, late), rules)
     assert found.false_eos_rate > 0
     assert found.eos_probability < 0.9
 
 
-def test_a_missing_end_token_is_seen_in_validation(module, rules, samples):
+def test_a_missing_end_token_is_seen_in_validation(overfitted, rules, samples):
     """In the data that is validated on, and in the data that was trained on."""
     good = collate(rules, samples[0])
-    none = validate(module, without_end(good, rules), rules)
+    none = validate(overfitted, without_end(good, rules), rules)
     assert (none.num_ends, none.eos_probability) == (0, None)
     assert "no end" in describe_ends(vars(none))
-    assert validate(module, collate(rules, samples[1]), rules).eos_probability < 0.1
+    assert validate(overfitted, collate(rules, samples[1]), rules).eos_probability < 0.1
 
 
-def test_a_repeated_tail_without_end_is_seen_in_speech(module, rules, samples):
-    spoken = speak(module, samples[1], rules)
+def test_a_repeated_tail_without_end_is_seen_in_speech(overfitted, rules, samples):
+    spoken = speak(overfitted, samples[1], rules)
     found = judge_ending(spoken.codes, target_of(samples[0]), stopped_by=spoken.stopped_by)
     assert (found.ending, found.repeats) == ("never", True)

@@ -50,14 +50,14 @@ def of(event: str, lines: list[dict]) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def lines(tiny_base, example_dir, tmp_path_factory) -> list[dict]:
+def mixed_run(tiny_base, example_dir, tmp_path_factory) -> list[dict]:
     """Of a whole run."""
     folder = tmp_path_factory.mktemp("mixture") / "whole"
     return [{"folder": folder}, *train(write_config(folder, tiny_base, example_dir))]
 
 
-def test_every_step_tells_what_each_source_gave(lines):
-    steps = of("step", lines[1:])
+def test_every_step_tells_what_each_source_gave(mixed_run):
+    steps = of("step", mixed_run[1:])
     seen = dict.fromkeys(("new", "old", "val"), 0)
     for line in steps:
         sources = line["sources"]
@@ -72,9 +72,9 @@ def test_every_step_tells_what_each_source_gave(lines):
     assert seen == {"new": 12, "old": 8, "val": 4}
 
 
-def test_the_base_is_kept_on_the_sources_that_are_named(lines):
+def test_the_base_is_kept_on_the_sources_that_are_named(mixed_run):
     """The divergence is 0 before the first update, then not; it is in the loss, of the named source alone."""
-    steps = of("step", lines[1:])
+    steps = of("step", mixed_run[1:])
     for line in steps:
         sources = line["sources"]
         assert {name for name, source in sources.items() if "keep_base_audio" in source} == {"old"} & set(sources)
@@ -83,27 +83,27 @@ def test_the_base_is_kept_on_the_sources_that_are_named(lines):
         assert line["loss"] == pytest.approx(line["text_loss"] + line["audio_loss"] + 0.5 * sum(kept))
     assert steps[0]["keep_base_text"] == steps[0]["keep_base_audio"] == 0
     assert max(line["keep_base_audio"] for line in steps) > 0
-    assert all("keep_base_text" not in line for line in of("eval", lines[1:]))
+    assert all("keep_base_text" not in line for line in of("eval", mixed_run[1:]))
 
 
-def test_validation_manifests_have_names_and_one_value_together(lines):
-    first, last = of("eval", lines[1:])
+def test_validation_manifests_have_names_and_one_value_together(mixed_run):
+    first, last = of("eval", mixed_run[1:])
     for line in (first, last):
         a, b = line["sources"]["a"], line["sources"]["b"]
         for loss in ("loss", "text_loss", "audio_loss"):
             assert line[loss] == pytest.approx(0.75 * a[loss] + 0.25 * b[loss])
         assert line["num_audio_targets"] == a["num_audio_targets"] + b["num_audio_targets"]
-    assert {line["sample_id"].split(":")[0] for line in of("sample", lines[1:])} == {"val.json", "train.json"}
-    assert len({line["number"] for line in of("sample", lines[1:])}) == 3
+    assert {line["sample_id"].split(":")[0] for line in of("sample", mixed_run[1:])} == {"val.json", "train.json"}
+    assert len({line["number"] for line in of("sample", mixed_run[1:])}) == 3
     best = min((first, last), key=lambda line: line["loss"])
-    assert of("best", lines[1:])[-1]["step"] == best["step"]
+    assert of("best", mixed_run[1:])[-1]["step"] == best["step"]
 
 
 @pytest.mark.slow
-def test_it_goes_on_exactly_where_it_was(lines, tiny_base, example_dir):
-    folder = lines[0]["folder"]
+def test_it_goes_on_exactly_where_it_was(mixed_run, tiny_base, example_dir):
+    folder = mixed_run[0]["folder"]
     from_here = folder / "run" / "checkpoints" / "step-00000003"
     config = write_config(folder.parent / "resumed", tiny_base, example_dir, resume=str(from_here))
     keys = ("step", "loss", "grad_norm", "sources")
     rest = [[line[key] for key in keys] for line in of("step", train(config))]
-    assert rest == [[line[key] for key in keys] for line in of("step", lines[1:])[3:]]
+    assert rest == [[line[key] for key in keys] for line in of("step", mixed_run[1:])[3:]]

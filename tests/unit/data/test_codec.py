@@ -38,7 +38,11 @@ def higgs_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["dac", "spectral", pytest.param("higgs", marks=pytest.mark.costly)])
+# Those of the third are run where `higgs_folder` is made already.
+HIGGS = pytest.param("higgs", marks=(pytest.mark.costly, pytest.mark.xdist_group("test_codec higgs_folder")))
+
+
+@pytest.fixture(scope="module", params=["dac", "spectral", HIGGS])
 def codec_folder(request, tiny_base):
     if request.param == "higgs":
         return request.getfixturevalue("higgs_folder")
