@@ -1,26 +1,17 @@
 """Speech codes for several prompts at once: those that `generate_codes` gives one by one, in a fraction of the time.
 
 boson's `generate` takes one prompt: of several, it would mask no padding in the past, and place all speech alike. Here
-its loop runs over prompts padded on the left, with the model's own layers, and boson's own sampler for each row.
+its loop runs over prompts padded on the left, with the model's own layers, and draws as boson's own sampler does.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from boson_multimodal.model.higgs_audio import HiggsAudioModel
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 
 from ds_higgs.batch import ModelInputs
+from ds_higgs.model.batched_sampling import Streams
 from ds_higgs.model.block_cache import BlockCache
 from ds_higgs.model.generation import (
     GeneratedCodes,
@@ -31,7 +22,7 @@ from ds_higgs.model.generation import (
     stream_length,
 )
 from ds_higgs.model.heads import deferred_heads
-from ds_higgs.model.server_sampling import codes_as_served
+from ds_higgs.model.server_sampling import check_can_be_served
 
 
 def generate_together(
@@ -58,20 +49,24 @@ def generate_together(
             unsaid if stop() else generate_codes(model, prompt, max_frames=max_frames, sampling=sampling, seed=seed)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-    room = stream_length(model.config, max_frames) - 1
-    rules = codes_as_served(model) if sampling.as_served else nullcontext()
-    with torch.inference_mode(), evaluation_mode(model), rules:
+    config, room = model.config, stream_length(model.config, max_frames) - 1
+    if sampling.as_served:
+        check_can_be_served(config)
+    with torch.inference_mode(), evaluation_mode(model):
         past = _Past(model, join_prompts(prompts, pad_id=model.padding_idx).to(model.device), room=room)
-        sampler = _Sampler(model, sampling)
-        streams = [_Stream.begin(model, one, seed) for one, seed in zip(prompts, seeds, strict=True)]
+        heard = [prompt["audio_out_ids"].to(model.device) for prompt in prompts]
+        streams = Streams(config, sampling, heard, seeds=seeds, room=room)
         for _ in range(room):
-            logits = past.next_logits(torch.stack([stream.columns[:, -1] for stream in streams], dim=1))
-            for stream, of_row in zip(streams, logits, strict=True):
-                if not stream.ended:
-                    sampler.draw(stream, of_row)
-            if all(stream.ended for stream in streams) or stop():
+            streams.draw(past.next_logits(streams.last))
+            if all(streams.ended) or stop():
                 break
-    return [stream.read(model.config, max_frames) for stream in streams]
+        spoken = zip(streams.spoken(), streams.ended, strict=True)
+        return [_read(columns, config, max_frames, ended=ended) for columns, ended in spoken]
+
+
+def _read(columns: torch.Tensor, config: HiggsAudioConfig, max_frames: int, *, ended: bool) -> GeneratedCodes:
+    codes = read_stream(columns.clone().cpu(), config)
+    return GeneratedCodes(codes=codes[:, :max_frames], stopped_by="eos" if ended else "length")
 
 
 def join_prompts(prompts: Sequence[ModelInputs], *, pad_id: int) -> ModelInputs:
@@ -142,74 +137,3 @@ class _Past:
         self._cache.filled = end
         logits = model.audio_decoder_proj.audio_lm_head(model.norm(hidden[:, 0]))
         return logits.view(-1, config.audio_num_codebooks, model.audio_codebook_size).float()
-
-
-@dataclass
-class _Stream:
-    """One row's speech, as boson's loop keeps it.
-
-    columns: [codebooks, columns] int64 of the prompt's own speech and, from `start` on, of what is spoken after it.
-    delay: the last codebook that has begun; remaining: codebooks that have not ended, None before the first one ends.
-    """
-
-    columns: torch.Tensor
-    start: int
-    random: torch.Generator
-    delay: int = 0
-    remaining: int | None = None
-    ended: bool = False
-
-    @classmethod
-    def begin(cls, model: HiggsAudioModel, prompt: ModelInputs, seed: int) -> "_Stream":
-        heard = prompt["audio_out_ids"].to(model.device)
-        first = heard.new_full((heard.shape[0], 1), model.config.audio_stream_bos_id)
-        random = torch.Generator(device=model.device).manual_seed(seed)
-        return cls(torch.cat([heard, first], dim=1), start=heard.shape[1], random=random)
-
-    def read(self, config: Any, max_frames: int) -> GeneratedCodes:
-        codes = read_stream(self.columns[:, self.start :].clone().cpu(), config)
-        return GeneratedCodes(codes=codes[:, :max_frames], stopped_by="eos" if self.ended else "length")
-
-
-class _Sampler:
-    """Draws the next column of a stream: boson's own rules, handed what `generate` would hand to them."""
-
-    def __init__(self, model: HiggsAudioModel, sampling: Sampling):
-        self._model = model
-        self._greedy = sampling.temperature == 0
-        self._warpers = LogitsProcessorList() if self._greedy else build_warpers(sampling)
-        rules = {
-            "ras_win_len": sampling.ras_window,
-            "ras_win_max_num_repeat": sampling.ras_max_repeats,
-            "audio_eos_token_id": model.config.audio_eos_token_id,
-        }
-        self._config = GenerationConfig(generation_kwargs=rules)
-
-    def draw(self, stream: _Stream, logits: torch.Tensor) -> None:
-        """Add a column to `stream`, from logits [codebooks, codes]."""
-        tokens, column, _, _, stream.delay, stream.remaining = self._model._sample_audio_tokens(
-            hidden_states=None,
-            audio_logits=logits.unsqueeze(0),
-            audio_out_ids=stream.columns,
-            do_sample=not self._greedy,
-            logits_processor=self._warpers,
-            device=logits.device,
-            torch_generator=stream.random,
-            generation_config=self._config,
-            num_delay=stream.delay,
-            num_remaining_delays=stream.remaining,
-        )
-        stream.columns = torch.cat([stream.columns, column.unsqueeze(1)], dim=1)
-        stream.ended = int(tokens[0]) == self._model.config.audio_eos_token_id
-
-
-def build_warpers(sampling: Sampling) -> LogitsProcessorList:
-    """What makes probabilities of logits, as transformers' `generate` puts it together for these settings."""
-    warpers = LogitsProcessorList()
-    if sampling.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k is not None:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    return warpers

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from boson_multimodal.model.higgs_audio import HiggsAudioModel
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 
 from ds_higgs.errors import UserError
+
+NOT_ENDING = -1  # of a row in which no codebook has ended, instead of how many have not
 
 
 @contextmanager
@@ -23,21 +25,20 @@ def codes_as_served(model: HiggsAudioModel) -> Iterator[None]:
         UserError: the model has no delay pattern, without which that server knows no model.
     """
     config = model.config
-    if not config.use_delay_pattern:
-        raise UserError("--sampler vllm-omni: the model has no delay pattern, and vLLM-Omni serves none without")
+    check_can_be_served(config)
     sample = model._sample_audio_tokens
 
     def sample_what_is_allowed(**arguments: Any) -> tuple:
         logits, delay, remaining = (arguments[name] for name in ("audio_logits", "num_delay", "num_remaining_delays"))
         allowed = allowed_codes(
-            logits.shape[1],
+            torch.arange(logits.shape[1], device=logits.device),
             logits.shape[2],
-            delay,
-            remaining,
+            int(delay),
+            torch.tensor([NOT_ENDING if remaining is None else int(remaining)], device=logits.device),
             bos=config.audio_stream_bos_id,
             eos=config.audio_stream_eos_id,
         )
-        return sample(**{**arguments, "audio_logits": logits.masked_fill(~allowed.to(logits.device), float("-inf"))})
+        return sample(**{**arguments, "audio_logits": logits.masked_fill(~allowed, float("-inf"))})
 
     model._sample_audio_tokens = sample_what_is_allowed
     try:
@@ -46,22 +47,26 @@ def codes_as_served(model: HiggsAudioModel) -> Iterator[None]:
         del model._sample_audio_tokens
 
 
+def check_can_be_served(config: HiggsAudioConfig) -> None:
+    """Raise UserError for a model without the delay pattern, without which vLLM-Omni knows no model."""
+    if not config.use_delay_pattern:
+        raise UserError("--sampler vllm-omni: the model has no delay pattern, and vLLM-Omni serves none without")
+
+
 def allowed_codes(
-    codebooks: int, codebook_size: int, delay: int, remaining: int | None, *, bos: int, eos: int
+    codebooks: torch.Tensor, codebook_size: int, delay: int, remaining: torch.Tensor, *, bos: int, eos: int
 ) -> torch.Tensor:
-    """[codebooks, codebook_size] bool: what may be drawn for one column.
+    """[rows, codebooks, codebook_size] bool: what may be drawn for one column of every row.
 
     Args:
+        codebooks: 0, 1, ... on the device of the answer.
         delay: the last codebook that has begun.
-        remaining: codebooks that have not ended; None before the first one ends.
+        remaining: [rows], codebooks that have not ended; NOT_ENDING before the first one ends.
     """
-    allowed = torch.ones((codebooks, codebook_size), dtype=torch.bool)
-    allowed[:, [bos, eos]] = False
-    if remaining is None:
-        allowed[0, eos] = True
-        forced, code = slice(delay + 1, None), bos
-    else:
-        forced, code = slice(0, codebooks - remaining), eos
-    allowed[forced] = False
-    allowed[forced, code] = True
+    ends = (remaining != NOT_ENDING).unsqueeze(1)
+    waits = ~ends & (codebooks > delay)
+    has_ended = ends & (codebooks < len(codebooks) - remaining.unsqueeze(1))
+    allowed = (~(waits | has_ended)).unsqueeze(2).repeat(1, 1, codebook_size)
+    allowed[:, :, bos] = waits
+    allowed[:, :, eos] = has_ended | (~ends & (codebooks == 0))
     return allowed

@@ -112,27 +112,6 @@ def test_references_that_whisper_hears(tmp_path: Path):
     assert_equal(*speak_both_ways(model, prompts, GREEDY, frames=8))
 
 
-def test_the_sampler_is_given_what_boson_gives_it(model, monkeypatch):
-    """Repetition counts from the end of the prompt's own speech on, and each row draws from numbers of its own."""
-    given: dict[int, list] = {}
-    original = model._sample_audio_tokens
-
-    def spy(**arguments):
-        numbers = arguments["torch_generator"]
-        before = arguments["audio_out_ids"].tolist(), arguments["num_delay"], arguments["num_remaining_delays"]
-        given.setdefault(numbers.initial_seed(), []).append((*before, numbers.get_state().tolist()))
-        return original(**arguments)
-
-    monkeypatch.setattr(model, "_sample_audio_tokens", spy, raising=False)
-    prompts = [random_prompt(model.config, shape) for shape in SHAPES[:4]]
-    generate_together(model, prompts, max_frames=4, sampling=Sampling(), seeds=range(4))
-    together, given = given, {}
-    for seed, prompt in enumerate(prompts):
-        generate_codes(model, prompt, max_frames=4, sampling=Sampling(), seed=seed)
-    assert given == together
-    assert [len(rows[0][0][0]) for _, rows in sorted(given.items())] == [1, 1, 7, 10]
-
-
 def test_a_batch_is_padded_on_the_left_and_keeps_its_segments_apart(tiny_base: Path):
     config = read_model_config(tiny_base)
     prompts = [random_prompt(config, shape) for shape in SHAPES[:4]]

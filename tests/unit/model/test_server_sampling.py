@@ -6,7 +6,7 @@ import torch
 from ds_higgs.errors import UserError
 from ds_higgs.model.generation import GREEDY, VLLM_OMNI, generate_codes
 from ds_higgs.model.loading import load_model
-from ds_higgs.model.server_sampling import allowed_codes, codes_as_served
+from ds_higgs.model.server_sampling import NOT_ENDING, allowed_codes, codes_as_served
 from tests.support.prompts import make_prompt
 
 BOS, EOS = 5, 6
@@ -14,7 +14,8 @@ BOS, EOS = 5, 6
 
 def may_draw(delay, remaining):
     """For each of four codebooks: what stands for codes, BOS, EOS."""
-    allowed = allowed_codes(4, 7, delay, remaining, bos=BOS, eos=EOS)
+    rows = torch.tensor([NOT_ENDING, NOT_ENDING if remaining is None else remaining])
+    allowed = allowed_codes(torch.arange(4), 7, delay, rows, bos=BOS, eos=EOS)[1]
     return ["".join(name for name, at in zip("cBE", (0, BOS, EOS), strict=True) if row[at]) for row in allowed]
 
 
