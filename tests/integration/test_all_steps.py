@@ -16,9 +16,14 @@ from ds_higgs.commands.generate import VoiceOptions, load_voice
 from ds_higgs.errors import UserError
 from ds_higgs.training.per_sample import sums_by_sample
 from ds_higgs.training.step_module import StepModule
-from tests.support.runs import write_run, write_whole_weights
+from tests.support.runs import write_adapter, write_run, write_whole_weights
 
-STEPS = ("step-00000005", "step-00000010")  # and final, which is the second one
+# By name, where each is below adapters/: of two steps, and of averaged weights. The final one is the second step.
+ADAPTERS = {
+    "step-00000005": "step-00000005",
+    "step-00000005-ema": "step-00000005/ema",
+    "step-00000010": "step-00000010",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +31,10 @@ def run(tiny_base: Path, example_dir: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("runs") / "voice"
     codes = tmp_path_factory.mktemp("codes")
     write_run(folder, tiny_base, val_manifest=example_dir / "val.json", cache_dir=str(codes))
+    averaged = folder / "adapters" / ADAPTERS["step-00000005-ema"]
+    write_adapter(tiny_base, averaged, seed=7)
+    with open_adapter(averaged.parent) as of_step:
+        of_step.record.write(averaged)
     return folder
 
 
@@ -45,17 +54,20 @@ def compared(run: Path) -> dict[str, dict]:
 
 def test_each_adapter_is_as_it_is_alone(run: Path, compared: dict[str, dict], example_dir: Path, tmp_path: Path):
     """With whole modules in it, which are off again before the next; the base comes first, and last here."""
-    assert list(compared) == ["base", *STEPS]
+    assert list(compared) == ["base", *ADAPTERS]
     places = ["--manifest", example_dir / "val.json", "-o", tmp_path / "out"]
-    evaluate(*(run / "adapters" / step for step in STEPS), *places)
+    evaluate(*(run / "adapters" / place for place in ADAPTERS.values()), *places)
     alone = columns_of(tmp_path / "out")
-    for name in ("base", *STEPS):
-        assert compared[name]["values"] == alone[name]["values"]
-        for row in alone[name]["samples"]:
-            assert (tmp_path / "out" / row["file"]).read_bytes() == (run / "evaluation" / row["file"]).read_bytes()
+    assert list(alone) == ["base", "step-00000005", "ema", "step-00000010"]
+    for name, other in zip(compared, alone, strict=True):
+        assert compared[name]["values"] == alone[other]["values"]
+        for row in alone[other]["samples"]:
+            said = run / "evaluation" / name / Path(row["file"]).name
+            assert (tmp_path / "out" / row["file"]).read_bytes() == said.read_bytes()
+    assert len({column["values"]["audio_loss"] for column in compared.values()}) == len(compared)
     voice, _ = load_voice(VoiceOptions(read_as=run))
     before = {name: weight.clone() for name, weight in voice.model.named_parameters()}
-    with open_adapter(run / "adapters" / STEPS[0]) as adapter, wearing(voice.model, adapter) as model:
+    with open_adapter(run / "adapters" / "step-00000005") as adapter, wearing(voice.model, adapter) as model:
         assert len(dict(model.named_parameters())) > len(before)
     after = dict(voice.model.named_parameters())
     assert after.keys() == before.keys()
@@ -102,8 +114,9 @@ def voice_manifest(run: Path) -> str:
 
 def test_what_is_measured_is_not_measured_again(run: Path, compared, caplog, monkeypatch, capsys):
     caplog.set_level(logging.INFO)
-    (run / "adapters" / STEPS[0] / "README.md").write_text("another one")
-    (run / "evaluation" / STEPS[1] / "000.wav").unlink()
+    changed, unheard = "step-00000005", "step-00000010"
+    (run / "adapters" / changed / "README.md").write_text("another one")
+    (run / "evaluation" / unheard / "000.wav").unlink()
     measured = []
     usual = all_steps._Bench._measure_now
 
@@ -113,12 +126,12 @@ def test_what_is_measured_is_not_measured_again(run: Path, compared, caplog, mon
 
     monkeypatch.setattr(all_steps._Bench, "_measure_now", measure)
     evaluate(run, "--all-steps")
-    assert measured == list(STEPS)
+    assert measured == [changed, unheard]
     assert columns_of(run / "evaluation") == compared
     monkeypatch.setattr(all_steps, "load_voice", None)
     capsys.readouterr()
     evaluate(run, "--all-steps", "--by", "mel_cepstral_distance", "--no-base")
-    assert [line.split()[0] for line in caplog.messages[-2:]] == list(STEPS)
+    assert [line.split()[0] for line in caplog.messages[-3:]] == list(ADAPTERS)
     said = capsys.readouterr().out
     assert "by mel-cepstral distance, dB on 2 samples: step-" in said
     assert "base" not in said
