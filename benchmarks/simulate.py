@@ -28,6 +28,7 @@ from ds_higgs.batch import Batch, Labels, ModelInputs
 from ds_higgs.losses import Targets, build_targets
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import count_parameters, unwrap
+from ds_higgs.model.parts import TARGETS
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, describe_checkpointing
 from ds_higgs.sizing.flops import PEAK_FLOPS
@@ -43,7 +44,11 @@ SECONDS_PER_LAUNCH = 5e-6
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A step to simulate. layers: None for the released model's 28; recompute: every N-th layer, None for none."""
+    """A step to simulate.
+
+    layers: None for the released model's 28. recompute: every N-th layer, None for none. whole: parts that are trained
+    whole, those with LoRA otherwise in place of it.
+    """
 
     batch_size: int = 2
     positions: int = 500
@@ -52,6 +57,11 @@ class Setting:
     step: str = "ours"
     dropout: float = 0.05
     kernels: str = "torch"
+    whole: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> list[str]:
+        return [path for path in TARGETS if path not in self.whole]
 
     def lengths(self) -> list[int]:
         spread = max(1, self.positions // 10)
@@ -141,7 +151,12 @@ def _summary(account: Account) -> dict[str, Any]:
 def _build_model(config, setting: Setting, mode: SimulatedCuda):
     with mode.real():
         peft_model = build_random_lora_model(
-            config, dtype=torch.bfloat16, device=torch.device("meta"), dropout=setting.dropout
+            config,
+            dtype=torch.bfloat16,
+            device=torch.device("meta"),
+            dropout=setting.dropout,
+            targets=setting.targets,
+            whole=setting.whole,
         )
     if setting.kernels == "liger":
         simulated_liger.install()
@@ -207,8 +222,16 @@ def estimate_step(setting: Setting, peft_model, batch: Batch, targets: Targets) 
         text_rows=len(targets.text_labels),
         audio_rows=len(targets.audio_frames),
     )
-    policy = Policy(checkpoint_every=setting.recompute, lora_dropout=setting.dropout, kernels=setting.kernels)
     counts = count_parameters(peft_model)
+    policy = Policy(
+        zero_stage=0,  # gradients are not reduced here
+        checkpoint_every=setting.recompute,
+        lora_dropout=setting.dropout,
+        kernels=setting.kernels,
+        lora_paths=frozenset(setting.targets),
+        whole_paths=frozenset(TARGETS) & frozenset(setting.whole),
+        trained_heads=counts["audio_head"] + counts["text_head"],
+    )
     terms = estimate_memory(
         model_shape(unwrap(peft_model).config),
         shape,

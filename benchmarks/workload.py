@@ -13,6 +13,7 @@ from ds_higgs.data.collation import BatchCollator
 from ds_higgs.layout import AudioLayout
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import apply_lora, unwrap
+from ds_higgs.model.whole_modules import release_originals
 from ds_higgs.sizing import flops
 from ds_higgs.sizing.shape import model_shape
 
@@ -65,8 +66,13 @@ def build_random_lora_model(
     rank: int = 16,
     dropout: float = 0.0,
     attention: str = "sdpa",
+    targets: Sequence[str] = ALL_TARGETS,
+    whole: Sequence[str] = (),
 ):
-    """Random weights made on `device`; LoRA B is not zero, so that LoRA A has gradients from the first step."""
+    """Random weights made on `device`; LoRA B is not zero, so that LoRA A has gradients from the first step.
+
+    whole: parts that are trained whole; the base's own are let go of.
+    """
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -75,7 +81,9 @@ def build_random_lora_model(
             model = HiggsAudioModel._from_config(config, attn_implementation=attention, torch_dtype=dtype).train()
     finally:
         torch.set_default_dtype(default)
-    peft_model = apply_lora(model, rank=rank, alpha=2 * rank, dropout=dropout, targets=ALL_TARGETS)
+    lora = {"rank": rank, "alpha": 2 * rank, "dropout": dropout}
+    peft_model = apply_lora(model, **lora, targets=targets, modules_to_save=whole)
+    release_originals(peft_model)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():
             if "lora_B" in name:

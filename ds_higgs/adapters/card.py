@@ -129,6 +129,9 @@ def describe(record: AdapterRecord, *, num_codebooks: int, frames_per_second: fl
     if record.audio_targets is not None:
         hours = record.audio_targets / num_codebooks / frames_per_second / 3600
         facts.append(f"{hours:.2f} hours of target speech (every pass counted)")
+    lora = record.config.get("lora", {})
+    if record.config.get("train", {}).get("mode", "lora") == "lora" and (whole := lora.get("modules_to_save")):
+        facts.append(f"trained whole beside LoRA: {plain(whole if isinstance(whole, str) else ', '.join(whole))}")
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record.losses.items())
     facts.append(f"last {record.losses_are_of} losses: {losses}" if losses else "no loss was recorded")
     return facts

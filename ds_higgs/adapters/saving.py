@@ -86,12 +86,17 @@ def _write_adapter(model: PeftModel, folder: Path, state_dict: Mapping[str, torc
 
 
 def _save_adapter(model: PeftModel, folder: Path, record: AdapterRecord, *, partitioned: bool) -> None:
-    def write(unfinished: Path) -> None:
-        _write_adapter(model, unfinished, None)
+    """Of ZeRO-3, rank 0 collects it in CPU memory, one tensor at a time: parts trained whole may be large."""
+    collected = None
+    if partitioned:
+        is_main = distributed.is_main_rank()
+        coming = ((name, weight.to("cpu", copy=True) if is_main else None) for name, weight in _gathered(model))
+        collected = {name: weight for name, weight in coming if weight is not None}
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with deepspeed.zero.GatheredParameters(trainable, modifier_rank=None, enabled=partitioned):
-        distributed.on_main_rank(lambda: _write(folder, record, write))
+    def write(unfinished: Path) -> None:
+        _write_adapter(model, unfinished, collected)
+
+    distributed.on_main_rank(lambda: _write(folder, record, write))
 
 
 def _save_whole(
@@ -114,7 +119,7 @@ def _save_whole(
     distributed.on_main_rank(write_and_gather_the_rest)
 
 
-def _gathered(model: HiggsAudioModel, *, partitioned: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def _gathered(model: PeftModel | HiggsAudioModel, *, partitioned: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=None, enabled=partitioned):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ds_higgs.config import Config
 from ds_higgs.job.answers import print_answer
+from ds_higgs.model.parts import PATH_NAMES
 from ds_higgs.sizing.activations import flash_workspace
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, Estimator, describe_checkpointing
 from ds_higgs.sizing.memory import GIB, total_bytes
@@ -56,11 +57,7 @@ def print_batches(estimator: Estimator, positions: int, *, memory_bytes: float) 
 
 def print_parameters(base: str | Path, counts: Mapping[str, int]) -> None:
     print_answer(f"{base}: {counts['base']:,} parameters")
-    by_path = ", ".join(
-        f"{path} {count:,}"
-        for path, count in counts.items()
-        if count and path not in ("base", "total", "trainable", "quantizable", "largest")
-    )
+    by_path = ", ".join(f"{path} {counts[path]:,}" for path in PATH_NAMES if counts[path])
     print_answer(f"trained: {counts['trainable']:,} ({by_path})")
 
 

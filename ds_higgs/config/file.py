@@ -43,6 +43,7 @@ FIXED_KEYS = (
     "train.only",
     "lora",
     "optim.type",
+    "optim.whole_learning_rate",
     "optim.loraplus_lr_ratio",
     "optim.layer_decay",
     "zero.stage",
@@ -53,6 +54,7 @@ FIXED_BEFORE = {
     "train.mode": "lora",
     "train.only": None,
     "optim.type": "adamw",
+    "optim.whole_learning_rate": None,
     "optim.loraplus_lr_ratio": 1.0,
     "optim.layer_decay": 1.0,
 }

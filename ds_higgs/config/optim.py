@@ -20,6 +20,9 @@ class OptimConfig(Section):
         description="Muon: peak rate of AdamW, which trains embeddings, heads and norms; learning_rate if unset.",
     )
     muon_momentum: Probability = Field(0.95, description="Muon's momentum.")
+    whole_learning_rate: Positive | None = Field(
+        None, description="Peak rate of what lora.modules_to_save trains whole; learning_rate if unset."
+    )
     loraplus_lr_ratio: Positive = Field(1.0, description="LoRA+: rate of LoRA's B over that of A; 16 is usual.")
     layer_decay: Annotated[float, Field(gt=0, le=1), BeforeValidator(read_number)] = Field(
         1.0, description="Factor of the rate from each layer to the one below it; 0.9 is usual with train.mode full."

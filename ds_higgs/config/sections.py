@@ -230,8 +230,8 @@ class Config(Section):
     @property
     def kept_adapters(self) -> int | None:
         """checkpoint.keep_adapters, or what it is where it is unset; None: all."""
-        unset = None if self.train.mode == "lora" else self.checkpoint.keep_latest
-        return self.checkpoint.keep_adapters or unset
+        large = self.train.mode != "lora" or self.lora.trains_whole_layers
+        return self.checkpoint.keep_adapters or (self.checkpoint.keep_latest if large else None)
 
     @field_validator("train")
     @classmethod
@@ -248,6 +248,10 @@ class Config(Section):
         changed = [key for key, value in lora if value != getattr(LoraConfig(), key)]
         if train is not None and train.mode != "lora" and changed:
             raise ValueError(f"train.mode {train.mode} has no LoRA: leave out {', '.join(changed)}")
+        model = info.data.get("model")
+        by_name = not isinstance(lora.modules_to_save, str)  # what an expression matches is known with the model
+        if model is not None and model.quantization is not None and by_name and lora.trains_whole_layers:
+            raise ValueError("modules_to_save trains layers, whose weights are in 4 bits: leave out model.quantization")
         return lora
 
     @field_validator("loss")
@@ -273,6 +277,9 @@ class Config(Section):
             raise ValueError(f"train.mode {train.mode} has no LoRA: leave out loraplus_lr_ratio")
         if train is not None and train.mode == "lora" and optim.type == "muon":
             raise ValueError("type muon is for train.mode audio_path and full: LoRA's thin matrices are not for it")
+        lora = info.data.get("lora")
+        if optim.whole_learning_rate is not None and lora is not None and not lora.modules_to_save:
+            raise ValueError("whole_learning_rate is for what lora.modules_to_save trains whole, and there is none")
         return optim
 
     @field_validator("optim")

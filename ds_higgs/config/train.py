@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -10,8 +10,15 @@ from ds_higgs.config.section import Section
 from ds_higgs.config.types import Count, FilePath, Probability, Text
 
 LoraTarget = Literal["attention", "text_ffn", "audio_ffn"]
-SavedModule = Literal["audio_head", "audio_embeddings", "text_head"]
+WholePart = Literal["audio_head", "audio_embeddings", "text_head", "audio_norms", "attention", "text_ffn", "audio_ffn"]
 TrainMode = Literal["lora", "audio_path", "full"]
+
+
+def _check_expression(text: str) -> None:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
 
 
 class TrainConfig(Section):
@@ -47,10 +54,7 @@ class TrainConfig(Section):
             return only
         if info.data.get("mode") == "lora":
             raise ValueError("is for train.mode audio_path and full; lora.targets says what LoRA is put on")
-        try:
-            re.compile(only)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"is not a regular expression: {error}") from None
+        _check_expression(only)
         return only
 
 
@@ -64,8 +68,9 @@ class LoraConfig(Section):
         ("attention", "text_ffn", "audio_ffn"),
         description="Paths that get LoRA; {path: rank}; or a regular expression over module names.",
     )
-    modules_to_save: tuple[SavedModule, ...] = Field(
-        (), description="Modules trained whole and saved with the adapter."
+    modules_to_save: tuple[WholePart, ...] | Text = Field(
+        (),
+        description="Trained whole and saved with the adapter: parts, or a regular expression over module names.",
     )
     rslora: bool = Field(False, description="Rank-stabilised scaling.")
     dora: bool = Field(False, description="Weight-decomposed LoRA.")
@@ -76,11 +81,24 @@ class LoraConfig(Section):
         if not targets:
             raise ValueError("is empty: expected any of attention, text_ffn, audio_ffn, or a regular expression")
         if isinstance(targets, str):
-            try:
-                re.compile(targets)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ValueError(f"is not a regular expression: {error}") from None
+            _check_expression(targets)
         return targets
+
+    @field_validator("modules_to_save")
+    @classmethod
+    def _are_not_lora(cls, modules: tuple | str, info: ValidationInfo) -> tuple | str:
+        if isinstance(modules, str):
+            _check_expression(modules)
+            return modules
+        targets = info.data.get("targets", ())
+        if both := [part for part in modules if not isinstance(targets, str) and part in targets]:
+            raise ValueError(f"{', '.join(both)}: in lora.targets too, expected in one of them")
+        return modules
+
+    @property
+    def trains_whole_layers(self) -> bool:
+        """Whether weights of layers are among those trained whole, which are as large as the base's own."""
+        return isinstance(self.modules_to_save, str) or bool(set(self.modules_to_save) & set(get_args(LoraTarget)))
 
     @property
     def highest_rank(self) -> int:

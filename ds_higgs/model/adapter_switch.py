@@ -20,6 +20,8 @@ class AdapterSwitch:
         self._model = model
         kinds = (BaseTunerLayer, ModulesToSaveWrapper)
         self._layers = [module for module in model.modules() if isinstance(module, kinds)]
+        originals = [layer.original_module for layer in self._layers if isinstance(layer, ModulesToSaveWrapper)]
+        assert all(original is not None for original in originals), "see whole_modules.release_originals"
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """LoRA on the attention and on both feed-forward paths, by PEFT, and what it makes trainable."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.distributed.tensor  # noqa: F401  (peft >= 0.18 uses it without importing it)
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
@@ -9,30 +9,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from ds_higgs.errors import UserError
+from ds_higgs.model.parts import PATH_NAMES, TARGETS, path_of
+from ds_higgs.model.whole_modules import check_no_overlap, check_peft_finds, find_whole_modules
 
-# Module names inside HiggsAudioModel, matched whole: a bare `gate_proj` would be in both feed-forward paths, and the
-# Whisper tower has layers of its own.
-TARGETS: Mapping[str, str] = {
-    "attention": r"layers\.\d+\.self_attn\.[qkvo]_proj",
-    "text_ffn": r"layers\.\d+\.mlp\.(?:gate|up|down)_proj",
-    "audio_ffn": r"layers\.\d+\.audio_mlp\.(?:gate|up|down)_proj",
-}
-MODULES_TO_SAVE: Mapping[str, str] = {
-    "audio_head": "audio_decoder_proj.audio_lm_head",
-    "audio_embeddings": "audio_codebook_embeddings",
-    "text_head": "audio_decoder_proj.text_lm_head",
-}
-
-_PATHS: Mapping[str, re.Pattern[str]] = {
-    "attention": re.compile(r"(?<!audio_tower\.)layers\.\d+\.self_attn\."),
-    "text_ffn": re.compile(r"(?<!audio_tower\.)layers\.\d+\.mlp\."),
-    "audio_ffn": re.compile(r"(?<!audio_tower\.)layers\.\d+\.audio_mlp\."),
-    "audio_head": re.compile(r"audio_decoder_proj\.audio_lm_head\."),
-    "audio_embeddings": re.compile(r"audio_codebook_embeddings\."),
-    "text_head": re.compile(r"audio_decoder_proj\.text_lm_head\."),
-    "text_embeddings": re.compile(r"(?:^|\.)embed_tokens\."),
-}
-_ADDED_BY_PEFT = re.compile(r"\.(?:lora_\w+|modules_to_save)\.")
+_OF_LORA = re.compile(r"\.lora_\w+\.")
+_TRAINED_COPY = re.compile(r"\.modules_to_save\.\w+\.")
 
 
 def apply_lora(
@@ -42,7 +23,7 @@ def apply_lora(
     alpha: int,
     dropout: float,
     targets: Sequence[str] | Mapping[str, int] | str,
-    modules_to_save: Sequence[str] = (),
+    modules_to_save: Sequence[str] | str = (),
     rslora: bool = False,
     dora: bool = False,
 ) -> PeftModel:
@@ -51,14 +32,16 @@ def apply_lora(
     Args:
         targets: any of `TARGETS`, with ranks of their own where it is a mapping, or one regular expression that has to
             match whole module names.
-        modules_to_save: any of `MODULES_TO_SAVE`, trained in full and saved with the adapter.
+        modules_to_save: trained whole and saved with the adapter: any of `parts.WHOLE_PARTS`, or one expression as
+            for `targets`, which may not match the same modules.
 
     Raises:
         UserError: for names and expressions that match nothing LoRA can be put on.
     """
     pattern = targets if isinstance(targets, str) else _join_targets(model, list(targets))
-    full_modules = [_lookup(MODULES_TO_SAVE, name, key="lora.modules_to_save") for name in modules_to_save]
-    _check_matches(model, pattern, full_modules)
+    whole = find_whole_modules(model, modules_to_save)
+    check_no_overlap(whole, _find_targets(model, pattern))
+    check_peft_finds(model, whole)
     config = LoraConfig(
         task_type=None,  # PEFT's causal-LM wrapper would pass `labels`
         r=rank,
@@ -66,7 +49,7 @@ def apply_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=pattern,
-        modules_to_save=full_modules or None,
+        modules_to_save=whole or None,
         use_rslora=rslora,
         use_dora=dora,
     )
@@ -82,37 +65,41 @@ def count_parameters(model: PeftModel | HiggsAudioModel) -> dict[str, int]:
     """Count parameters, also of a model on the meta device or partitioned by ZeRO-3.
 
     Returns:
-        `base` (without what LoRA adds), `total`, `trainable`, and the trainable ones in each of `attention`,
-        `text_ffn`, `audio_ffn`, `audio_head`, `audio_embeddings`, `text_head`, `text_embeddings` and `other`.
+        `base` (without what LoRA adds), `total`, `trainable`, and the trainable ones in each of `parts.PATH_NAMES`; of
+        those in layers, as `whole_attention` and the like, the ones that are not LoRA's.
     """
-    counts = dict.fromkeys(("base", "total", "trainable", *_PATHS, "other"), 0)
-    for name, parameter in model.named_parameters():
+    counts = dict.fromkeys(("base", "total", "trainable", *PATH_NAMES, *map("whole_{}".format, TARGETS)), 0)
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
         size = getattr(parameter, "ds_numel", parameter.numel())
         counts["total"] += size
-        if not _ADDED_BY_PEFT.search(name):
+        original = _TRAINED_COPY.sub(".original_module.", name)
+        is_copy = original != name and original in parameters
+        if not (is_copy or _OF_LORA.search(name)):
             counts["base"] += size
         if parameter.requires_grad:
             counts["trainable"] += size
-            counts[_path_of(name)] += size
+            path = path_of(name)
+            counts[path] += size
+            if path in TARGETS and not _OF_LORA.search(name):
+                counts[f"whole_{path}"] += size
     return counts
-
-
-def _path_of(parameter_name: str) -> str:
-    return next((path for path, pattern in _PATHS.items() if pattern.search(parameter_name)), "other")
 
 
 def _join_targets(model: nn.Module, targets: Sequence[str]) -> str:
     """One expression for all `targets`, each of which has to be in `model`."""
     if not targets:
         raise UserError(f"lora.targets: is empty, expected any of {', '.join(TARGETS)} or a regular expression")
-    patterns = [_lookup(TARGETS, name, key="lora.targets") for name in targets]
-    for name, pattern in zip(targets, patterns, strict=True):
-        if not _matching(model, pattern):
-            raise UserError(f"lora.targets: this model has no {name} layers (no module is named {pattern})")
-    return "|".join(patterns)
+    for name in targets:
+        if name not in TARGETS:
+            raise UserError(f"lora.targets: found {name!r}, expected any of {', '.join(TARGETS)}")
+        if not _matching(model, TARGETS[name]):
+            raise UserError(f"lora.targets: this model has no {name} layers (no module is named {TARGETS[name]})")
+    return "|".join(TARGETS[name] for name in targets)
 
 
-def _check_matches(model: nn.Module, pattern: str, full_modules: Iterable[str]) -> None:
+def _find_targets(model: nn.Module, pattern: str) -> list[str]:
+    """Names of the modules that LoRA is put on."""
     try:
         matching = _matching(model, pattern)
     except re.error as error:
@@ -127,16 +114,10 @@ def _check_matches(model: nn.Module, pattern: str, full_modules: Iterable[str]) 
         for name, module in matching.items()
         if not isinstance(module, nn.Linear | nn.Embedding)
     ]
-    problems += [f"{name} is in lora.modules_to_save too" for name in full_modules if name in matching]
     if problems:
         raise UserError.from_problems(f"lora.targets: {pattern!r} matches what LoRA cannot be put on:", problems)
+    return list(matching)
 
 
 def _matching(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if re.fullmatch(pattern, name)}
-
-
-def _lookup(known: Mapping[str, str], name: str, *, key: str) -> str:
-    if name not in known:
-        raise UserError(f"{key}: found {name!r}, expected any of {', '.join(known)}")
-    return known[name]

@@ -9,6 +9,7 @@ from peft import PeftModel
 
 from ds_higgs.errors import UserError
 from ds_higgs.model.lora import apply_lora
+from ds_higgs.model.parts import is_used
 
 TrainMode = Literal["lora", "audio_path", "full"]
 
@@ -17,7 +18,6 @@ _AUDIO_PATH = re.compile(
     r"layers\.\d+\.audio_.*|audio_decoder_proj\.audio_lm_head\..*|audio_codebook_embeddings\..*"
     r"|audio_out_embed_projector\..*"
 )
-_WHISPER = re.compile(r"audio_tower\..*|audio_encoder_proj\..*")
 
 
 def make_trainable(
@@ -49,7 +49,7 @@ def select_weights(model: HiggsAudioModel, *, mode: TrainMode, only: str | None 
     Raises:
         UserError: there are none.
     """
-    used = [name for name, parameter in model.named_parameters() if parameter.requires_grad and _is_used(model, name)]
+    used = [name for name, parameter in model.named_parameters() if parameter.requires_grad and is_used(model, name)]
     found = [name for name in used if mode == "full" or _AUDIO_PATH.fullmatch(name)]
     if not found:
         raise UserError(f"train.mode: {mode}: this base has no such weights")
@@ -61,10 +61,6 @@ def select_weights(model: HiggsAudioModel, *, mode: TrainMode, only: str | None 
             "layers.0.audio_mlp.up_proj.weight, audio_decoder_proj.audio_lm_head.weight"
         )
     return chosen
-
-
-def _is_used(model: HiggsAudioModel, name: str) -> bool:
-    return model.config.encode_whisper_embed or not _WHISPER.fullmatch(name)
 
 
 def trained_shapes(model: PeftModel | HiggsAudioModel) -> dict[str, tuple[int, ...]]:

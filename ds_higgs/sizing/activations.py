@@ -17,6 +17,8 @@ from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
 SWIGLU_BACKWARD = {"torch": 4, "plain": 3, "liger": 1}
 # Of the logits in fp32, for the divergence from the base: both sides' log-probabilities, its terms, their gradient.
 KEPT_COPIES = 4
+# Of projections that share an input: LoRA's, copied side by side.
+A_MATRICES = {"attention": 3, "text_ffn": 2, "audio_ffn": 2}
 SUB_GROUP = 10**9  # elements that ZeRO-3 updates at once
 LIVE_WEIGHTS = 10**9  # elements that ZeRO-3 keeps gathered in a forward and backward pass
 FLASH_BLOCK = 128  # positions: what FlashAttention-2 rounds lengths up to in its workspace
@@ -113,8 +115,8 @@ class _Step:
 
     def layer(self) -> int:
         """What one decoder layer keeps."""
-        copies = 7 * self.policy.lora_rank * self.model.hidden * self.policy.element_bytes  # A matrices side by side
-        grouped = copies if self.policy.grouped_lora else 0
+        copies = sum(A_MATRICES[path] for path in self.policy.lora_paths) if self.policy.grouped_lora else 0
+        grouped = copies * self.rows(self.policy.lora_rank, self.model.hidden)
         return self.attention() + self.feed_forwards() + grouped
 
     def attention(self) -> int:
@@ -160,14 +162,15 @@ class _Step:
     def inputs(self, rows: int, width: int, *, projections: int, path: str) -> int:
         """The input of trained weights; of LoRA A's outputs too, and, with dropout, a copy and a mask of each group."""
         policy = self.policy
-        if path not in policy.trained_paths:
-            return 0
+        whole = self.rows(rows, width) if path in policy.whole_paths else 0
+        if path not in policy.lora_paths:
+            return whole
         outputs = self.rows(rows, projections * policy.lora_rank)
         if policy.lora_dropout == 0:
             return self.rows(rows, width) + outputs
         mask_bytes = 1 if policy.cuda or policy.grouped_lora else policy.element_bytes
         copies = 1 if policy.grouped_lora else projections
-        return copies * rows * width * (policy.element_bytes + mask_bytes) + outputs
+        return whole + copies * rows * width * (policy.element_bytes + mask_bytes) + outputs
 
     def rope(self) -> int:
         return 2 * self.rows(self.batch.positions, self.model.head_dim)

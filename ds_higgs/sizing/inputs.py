@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ds_higgs.model.parts import TARGETS
+
 FP32 = 4  # bytes
 
 
@@ -65,9 +67,10 @@ class Policy:
     fp32_reduction: bool = True
     gradient_accumulation_steps: int = 1
     checkpoint_every: int | None = None
-    trained_paths: frozenset[str] = frozenset(("attention", "text_ffn", "audio_ffn"))
+    lora_paths: frozenset[str] = frozenset(TARGETS)
+    whole_paths: frozenset[str] = frozenset()  # whose own weights are trained
     trained_heads: int = 0  # weights of the text and audio heads among the trained ones
-    lora_rank: int = 16  # 0: the paths' own weights are trained
+    lora_rank: int = 16
     lora_dropout: float = 0.05
     kernels: str = "torch"  # or "plain", "liger"
     grouped_lora: bool = True

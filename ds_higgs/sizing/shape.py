@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 
 from ds_higgs.model.loading import HiggsAudioConfig, build_meta_model
 from ds_higgs.model.lora import count_parameters
 from ds_higgs.model.trained import TrainMode, make_trainable
+from ds_higgs.model.whole_modules import release_originals
 from ds_higgs.sizing.inputs import ModelShape
 
 
@@ -28,7 +30,7 @@ def model_shape(config: HiggsAudioConfig) -> ModelShape:
 
 
 def count_trained_parameters(
-    config: HiggsAudioConfig, *, mode: TrainMode, only: str | None, lora: Mapping[str, Any]
+    config: HiggsAudioConfig, *, mode: TrainMode, only: str | None, lora: Mapping[str, Any], keeps_base: bool = False
 ) -> dict[str, int]:
     """`lora.count_parameters` of a model on the meta device, and two more.
 
@@ -36,6 +38,7 @@ def count_trained_parameters(
 
     Args:
         mode, only, lora: see `trained.make_trainable`.
+        keeps_base: the base's own weights stay beside what is trained whole with LoRA.
 
     Raises:
         UserError: for LoRA targets, or weights to train, that are not in this model.
@@ -43,5 +46,7 @@ def count_trained_parameters(
     model = build_meta_model(config)
     quantizable = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, nn.Linear))
     trained = make_trainable(model, mode=mode, only=only, lora=lora)
+    if isinstance(trained, PeftModel) and not keeps_base:
+        release_originals(trained)
     largest = max(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
     return {**count_parameters(trained), "quantizable": quantizable, "largest": largest}

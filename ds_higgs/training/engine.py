@@ -21,8 +21,10 @@ from ds_higgs.job.extensions import loading_extensions
 from ds_higgs.job.logs import logger, phase, without_prints
 from ds_higgs.model.loading import DTYPES, HiggsAudioModel, load_model
 from ds_higgs.model.lora import count_parameters, unwrap
+from ds_higgs.model.parts import PATH_NAMES
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.trained import make_trainable
+from ds_higgs.model.whole_modules import release_originals
 from ds_higgs.training.memory_plan import MemorySettings
 from ds_higgs.training.metrics import tolerate_tracker_errors
 from ds_higgs.training.optimizers import build_optimizer
@@ -61,6 +63,8 @@ def build_trained_model(
         with phase(f"starting from {start}"):
             model = start_from(model, start, mode=config.train.mode, only=config.train.only)
     trained = make_trainable(model, mode=config.train.mode, only=config.train.only, lora=dict(config.lora))
+    if isinstance(trained, PeftModel) and config.loss.keep_base is None:
+        release_originals(trained)
     apply_patches(
         unwrap(trained),
         packed_rows=settings.packed_rows,
@@ -119,6 +123,7 @@ def _groups(optim: OptimConfig, module: StepModule) -> list[Any]:
     return parameter_groups(
         [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad],
         learning_rate=optim.learning_rate,
+        whole_learning_rate=optim.whole_learning_rate,
         loraplus_lr_ratio=optim.loraplus_lr_ratio,
         layer_decay=optim.layer_decay,
         num_layers=module.higgs.config.text_config.num_hidden_layers,
@@ -148,7 +153,7 @@ def seed_everything(seed: int) -> None:
 def log_parameters(model: PeftModel | HiggsAudioModel) -> None:
     """Tell how many parameters there are, and which of them are trained."""
     counts = count_parameters(model)
-    parts = {name: count for name, count in counts.items() if count and name not in ("base", "total", "trainable")}
+    parts = {name: counts[name] for name in PATH_NAMES if counts[name]}
     logger.info(
         "%s parameters, %s trainable (%.2f %%): %s",
         f"{counts['total']:,}",

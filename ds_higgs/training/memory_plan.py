@@ -10,6 +10,7 @@ from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
 from ds_higgs.model.kernels import choose_attention, choose_compiled, choose_kernels
 from ds_higgs.model.loading import DTYPES, read_config_only
+from ds_higgs.model.parts import TARGETS
 from ds_higgs.model.quantization import check_quantization
 from ds_higgs.sizing.estimator import Estimator, describe_checkpointing
 from ds_higgs.sizing.inputs import BatchShape, Policy
@@ -82,7 +83,13 @@ def build_estimator(config: Config, *, world_size: int, cuda: bool = True) -> Es
     """
     model_config = read_config_only(config.model.base, config.model.revision)
     train = config.train
-    counts = count_trained_parameters(model_config, mode=train.mode, only=train.only, lora=dict(config.lora))
+    counts = count_trained_parameters(
+        model_config,
+        mode=train.mode,
+        only=train.only,
+        lora=dict(config.lora),
+        keeps_base=config.loss.keep_base is not None,
+    )
     return Estimator(model_shape(model_config), counts, build_policy(config, counts, world_size=world_size, cuda=cuda))
 
 
@@ -97,11 +104,11 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
     """What `config` says that memory depends on; checkpointing "auto" is left to the caller.
 
     Args:
-        counts: trained parameters by path.
+        counts: trained parameters by path, as `count_trained_parameters` has them.
     """
     zero, memory, keep = config.zero, config.memory, config.loss.keep_base
     quantized = config.model.quantization == "nf4"
-    policy = Policy(
+    return Policy(
         element_bytes=DTYPES[zero.precision].itemsize,
         zero_stage=zero.stage_number,
         world_size=world_size,
@@ -110,6 +117,8 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         reduce_bucket_elements=zero.reduce_bucket_size,
         fp32_reduction=zero.fp32_reduction,
         gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
+        lora_paths=frozenset(path for path in TARGETS if counts[path] > counts[f"whole_{path}"]),
+        whole_paths=frozenset(path for path in TARGETS if counts[f"whole_{path}"]),
         trained_heads=counts["audio_head"] + counts["text_head"],
         lora_rank=config.lora.highest_rank,
         lora_dropout=config.lora.dropout,
@@ -123,10 +132,6 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         averaged=config.optim.ema_decay is not None,
         cuda=cuda,
     )
-    if config.train.mode == "lora":
-        return policy
-    whole = frozenset(path for path in policy.trained_paths if counts[path])
-    return replace(policy, trained_paths=whole, lora_rank=0, lora_dropout=0.0, grouped_lora=False)
 
 
 def configured_checkpointing(config: Config) -> int | None:

@@ -13,6 +13,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
+from ds_higgs.config import Config
 from ds_higgs.data.loader import StepLoader
 from ds_higgs.files import append_whole, read_json_lines, write_atomically
 from ds_higgs.job import devices
@@ -121,9 +122,10 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def find_peak(model_config: HiggsAudioConfig, mode: str, world_size: int) -> float | None:
+def find_peak(model_config: HiggsAudioConfig, config: Config, world_size: int) -> float | None:
     """Tokens a second of a job whose GPUs are at their peak; None on other devices, or where a part of it learns."""
-    if not devices.uses_cuda() or mode not in ("lora", "full"):
+    mode = config.train.mode
+    if not devices.uses_cuda() or mode == "audio_path" or config.lora.trains_whole_layers:
         return None
     return peak_tokens_per_second(
         model_shape(model_config),

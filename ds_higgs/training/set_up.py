@@ -131,13 +131,18 @@ def warn_of_hasty_start(optim: OptimConfig) -> None:
 
 def warn_of_high_rate(config: Config) -> None:
     """Say so where the base's own weights are to learn at a rate that is meant for LoRA; Muon has others."""
-    of_adam = config.optim.type != "muon"
-    if of_adam and config.train.mode != "lora" and config.optim.learning_rate >= HIGH_RATE_OF_WHOLE_WEIGHTS:
+    key, rate, trained = "learning_rate", config.optim.learning_rate, f"train.mode {config.train.mode}"
+    if config.train.mode == "lora":
+        if not config.lora.trains_whole_layers:
+            return
+        key, rate = "whole_learning_rate", config.optim.whole_learning_rate or rate
+        trained = "layers in lora.modules_to_save"
+    if config.optim.type != "muon" and rate >= HIGH_RATE_OF_WHOLE_WEIGHTS:
         logger.warning(
-            "optim.learning_rate is %g, which is a rate for LoRA: with train.mode %s it makes the base forget; "
-            "5e-6 to 2e-5 is usual",
-            config.optim.learning_rate,
-            config.train.mode,
+            "optim.%s is %g, which is a rate for LoRA: with %s it makes the base forget; 5e-6 to 2e-5 is usual",
+            key,
+            rate,
+            trained,
         )
 
 

@@ -79,7 +79,7 @@ class Trainer:
         self.weights = weights
         self.keep = keep
         self.total_steps = total_steps
-        self._peak_tokens_per_second = find_peak(engine.module.higgs.config, config.train.mode, ranks.world_size)
+        self._peak_tokens_per_second = find_peak(engine.module.higgs.config, config, ranks.world_size)
         self.position = Position()
         self.best = Best(
             config.eval.best_by, config.eval.patience, judge=config.eval.best_judge, weights=config.eval.weights

@@ -33,10 +33,13 @@ def find_problems(counts: dict) -> list[str]:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    return simulate_steps(tmp_path_factory.mktemp("simulated") / "counts.json", timeout=300)
+
+
+def simulate_steps(found: Path, *arguments: str, timeout: float) -> dict[str, dict]:
     """What `simulated_steps.py` wrote."""
-    found = tmp_path_factory.mktemp("simulated") / "counts.json"
     script = Path(__file__).with_name("simulated_steps.py")
-    subprocess.run([sys.executable, str(script), str(found)], check=True, cwd=ROOT, timeout=300)
+    subprocess.run([sys.executable, str(script), str(found), *arguments], check=True, cwd=ROOT, timeout=timeout)
     return json.loads(found.read_text())
 
 
@@ -54,6 +57,13 @@ def test_the_estimate_is_within_three_per_cent_of_the_simulated_peak(simulated):
 
 def test_an_estimate_that_leaves_two_tensors_a_layer_out_is_noticed(simulated):
     assert simulated["estimate of more"] < 0.97
+
+
+@pytest.mark.slow
+def test_the_estimate_is_within_three_per_cent_where_parts_are_trained_whole_beside_lora(tmp_path):
+    ratios = simulate_steps(tmp_path / "counts.json", "whole parts", timeout=1500)["estimates"]
+    assert len(ratios) == 4
+    assert not {setting: ratio for setting, ratio in ratios.items() if abs(ratio - 1) > 0.03}
 
 
 @pytest.mark.slow

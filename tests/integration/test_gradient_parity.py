@@ -87,6 +87,14 @@ AUDIO_PATH, FULL = {"mode": "audio_path"}, {"mode": "full"}
 AUDIO_FFN = {"mode": "full", "only": r"layers\.\d+\.audio_mlp\..*"}
 
 
+# LoRA on one part, and others trained whole.
+BESIDE_LORA = {
+    "targets": ["attention"],
+    "modules_to_save": ["audio_ffn", "audio_norms", "audio_head", "audio_embeddings"],
+}
+SLOWER = {"whole_learning_rate": 2e-3}
+
+
 def settings_of_modes() -> list[Setting]:
     """Each way of training at the stages that differ most, without audio on rank 1 up to stage 2."""
     return [
@@ -95,20 +103,21 @@ def settings_of_modes() -> list[Setting]:
         Setting("long texts", 1, {"stage": 3, **ALL_SPLIT}, train=FULL, optim={"layer_decay": 0.5}),
         Setting("rank 1 without audio", 1, {"stage": 2}, lora={"targets": RANKS}, optim={"loraplus_lr_ratio": 4}),
         Setting("rank 1 without audio", 2, {"stage": 2}, keep=True),
+        Setting("rank 1 without audio", 2, {"stage": 2}, lora=BESIDE_LORA, optim=SLOWER, keep=True),
+        Setting("all audio", 1, {"stage": 3, **ALL_SPLIT}, lora=BESIDE_LORA, optim=SLOWER),
     ]
 
 
 def every_setting_of_modes() -> list[Setting]:
     """Modes, stages, offload, accumulation and scenarios: every combination that can be trained."""
     found = []
-    modes, scenarios = (AUDIO_PATH, FULL, AUDIO_FFN), (*SCENARIOS, "long texts")
-    for mode, stage, offload, accumulation, scenario in product(modes, (0, 1, 2, 3), (False, True), (1, 2), scenarios):
+    ways = [*({"train": mode} for mode in (AUDIO_PATH, FULL, AUDIO_FFN)), {"lora": BESIDE_LORA, "optim": SLOWER}]
+    scenarios = (*SCENARIOS, "long texts")
+    for way, stage, offload, accumulation, scenario in product(ways, (0, 1, 2, 3), (False, True), (1, 2), scenarios):
         if (offload and stage == 0) or (stage == 3 and scenario == "rank 1 without audio"):
             continue
         split = ALL_SPLIT if stage == 3 else {}
-        found.append(
-            Setting(scenario, accumulation, {"stage": stage, "offload_optimizer": offload, **split}, train=mode)
-        )
+        found.append(Setting(scenario, accumulation, {"stage": stage, "offload_optimizer": offload, **split}, **way))
     return found
 
 
@@ -147,12 +156,13 @@ def plain(small_base):
 
     @cache
     def train(scenario: str, bf16: bool, trained: str, keep: KeptBase | None) -> dict:
-        config = parity_config(small_base, **json.loads(trained), precision="bf16" if bf16 else "fp32")
+        precision = "bf16" if bf16 else "fp32"
+        config = parity_config(small_base, **json.loads(trained), keep=keep is not None, precision=precision)
         module = StepModule(build_model(config))
         masters = {name: weight.float() for name, weight in trainable(module.peft_model).items()}
         optim = config.optim
         settings = {"lr": optim.learning_rate, "eps": optim.eps, "weight_decay": optim.weight_decay}
-        groups = [{"params": [one], "lr": optim.learning_rate * rate(name, optim)} for name, one in masters.items()]
+        groups = [{"params": [one], "lr": rate(name, optim)} for name, one in masters.items()]
         optimizer = torch.optim.AdamW(groups, **settings)
         batches = micro_batches(small_base, scenario, count=2)
         losses, norms = [], []
@@ -173,10 +183,11 @@ def plain(small_base):
 
 
 def rate(name: str, optim: OptimConfig) -> float:
-    """Of a weight of the model of two layers, over the configured one."""
+    """Of a weight of the model of two layers."""
     height = {"layers.0.": 2, "layers.1.": 1, "embed_tokens.": 3, "audio_codebook_embeddings.": 3}
     layers = next((value for part, value in height.items() if part in name), 0)
-    return optim.layer_decay**layers * (optim.loraplus_lr_ratio if "lora_B" in name else 1)
+    own = (optim.whole_learning_rate if "modules_to_save" in name else None) or optim.learning_rate
+    return own * optim.layer_decay**layers * (optim.loraplus_lr_ratio if "lora_B" in name else 1)
 
 
 def train(ranks: int, chosen: list[Setting], base: Path, folder: Path) -> dict[str, dict]:

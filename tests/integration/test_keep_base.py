@@ -27,13 +27,14 @@ ADAPTERS = {
     "plain": {},
     "heads and embeddings trained whole": {"modules_to_save": HEADS},
     "LoRA on the text head": {"targets": r"layers\.\d+\.self_attn\.[qk]_proj|.*text_lm_head", "modules_to_save": ()},
+    "layers trained whole": {"targets": ("text_ffn",), "modules_to_save": ("attention", "audio_ffn", "audio_norms")},
     "DoRA": {"dora": True, "modules_to_save": ()},
 }
 
 
 def make_module(base: Path, lora: dict, *, new: bool = False, precision: str = "fp32") -> StepModule:
     """With an adapter that is new, or that has learned something."""
-    config = parity_config(base, lora={"modules_to_save": (), **lora}, precision=precision)
+    config = parity_config(base, lora={"modules_to_save": (), **lora}, keep=True, precision=precision)
     model = build_model(config)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():

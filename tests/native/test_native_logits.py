@@ -32,16 +32,17 @@ AUDIO_IN_FRAMES, AUDIO_OUT_FRAMES = 12, 17
 MAX_NEW_TOKENS = 30
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[(), ("attention", "audio_ffn", "audio_norms")], ids=str)
+def adapter(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With LoRA on all paths, and with parts of the layers trained whole in its place."""
     torch.manual_seed(1)
     model = apply_lora(
         load_model(tiny_base, dtype=torch.float32),
         rank=4,
         alpha=8,
         dropout=0.1,
-        targets=["attention", "text_ffn", "audio_ffn"],
-        modules_to_save=["audio_head", "audio_embeddings"],
+        targets=[path for path in ("attention", "text_ffn", "audio_ffn") if path not in request.param],
+        modules_to_save=["audio_head", "audio_embeddings", *request.param],
     )
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -64,6 +64,7 @@ def parity_config(
     train: dict[str, Any] | None = None,
     lora: dict[str, Any] | None = None,
     optim: dict[str, Any] | None = None,
+    keep: bool = False,
     stage: int = 2,
     **zero: Any,
 ) -> Config:
@@ -82,6 +83,7 @@ def parity_config(
                 "max_grad_norm": 0.5,
                 **(optim or {}),
             },
+            **({"loss": {"keep_base": {"weight": KEPT.weight}}} if keep else {}),
             "zero": {"stage": stage, "precision": "fp32", **zero},
             "logging": {"tensorboard": False},
         }

@@ -21,6 +21,35 @@ def test_defaults_that_users_rely_on():
     assert (config.eval.eval_steps, config.memory.supervised_text_head) == (500, True)
 
 
+def whole(*parts, **values) -> dict:
+    return MINIMAL | {"lora.targets": ["text_ffn"], "lora.modules_to_save": list(parts)} | values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (MINIMAL | {"lora.modules_to_save": ["audio_ffn", "attention"]}, "audio_ffn, attention: in lora.targets too"),
+        (whole("text_ffn", **{"lora.targets": {"text_ffn": 4}}), "lora.modules_to_save: text_ffn: in lora.targets too"),
+        (MINIMAL | {"lora.modules_to_save": ["audio_fn"]}, r"lora.modules_to_save.0: .* \(found 'audio_fn'\)"),
+        (MINIMAL | {"lora.modules_to_save": "layers.("}, "lora.modules_to_save: .*is not a regular expression"),
+        (MINIMAL | {"optim.whole_learning_rate": 1e-5}, "lora.modules_to_save trains whole, and there is none"),
+        (whole("attention", **{"model.quantization": "nf4"}), "in 4 bits: leave out model.quantization"),
+        (MINIMAL | {"train.mode": "full", "lora.modules_to_save": ["attention"]}, "has no LoRA|in lora.targets too"),
+    ],
+)
+def test_parts_that_cannot_be_trained_whole_beside_lora_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        load_config(None, values)
+
+
+def test_adapters_that_are_large_are_kept_as_checkpoints_are():
+    assert load_config(None, MINIMAL | {"lora.modules_to_save": ["audio_head"]}).kept_adapters is None
+    assert load_config(None, whole("attention", "audio_norms")).kept_adapters == 3
+    assert load_config(None, whole() | {"lora.modules_to_save": r"layers\.0\..*"}).kept_adapters == 3
+    assert load_config(None, whole("attention", **{"checkpoint.keep_adapters": 5})).kept_adapters == 5
+    assert load_config(None, whole("audio_head", **{"model.quantization": "nf4"})).kept_adapters is None
+
+
 def test_short_flags_are_keys():
     keys = {key for key, _, _ in known_keys()}
     assert set(SHORT_FLAGS.values()) <= keys

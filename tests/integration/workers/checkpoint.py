@@ -41,13 +41,15 @@ FIXED = {"model.base": "tiny", "lora.rank": 4}
 
 
 class Net(nn.Module):
-    """Two frozen layers under LoRA with dropout, odd sizes so that ZeRO pads its partitions."""
+    """Two frozen layers under LoRA with dropout and one trained whole; odd sizes, so that ZeRO pads its partitions."""
 
     def __init__(self, rank: int, targets: tuple[str, ...]):
         super().__init__()
         base = nn.Sequential()
         base.up, base.act, base.down = nn.Linear(7, 13, bias=False), nn.Tanh(), nn.Linear(13, 5, bias=False)
-        lora = LoraConfig(r=rank, lora_alpha=8, lora_dropout=0.3, target_modules=list(targets))
+        base.head = nn.Linear(5, 3)
+        settings = {"target_modules": list(targets), "modules_to_save": ["head"]}
+        lora = LoraConfig(r=rank, lora_alpha=8, lora_dropout=0.3, **settings)
         self.peft_model = get_peft_model(base, lora)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,6 +70,7 @@ def build_engine(stage: int, precision: str, *, lr: float = 1e-2, clip: float = 
     groups = [
         {"params": [weight for name, weight in trained.items() if "lora_A" in name]},
         {"params": [weight for name, weight in trained.items() if "lora_B" in name], "lr": 4 * lr},
+        {"params": [weight for name, weight in trained.items() if "modules_to_save" in name], "lr": lr / 2},
     ]
     return deepspeed.initialize(
         model=model,
@@ -150,7 +153,7 @@ def frozen_weights_are_left_out(run_dir: Path, stage: int, precision: str) -> No
     for file in path.glob("*model_states.pt"):
         names = torch.load(file, weights_only=False)["module"]
         assert names, file
-        assert all("lora_" in name for name in names), names
+        assert all("lora_" in name or ".modules_to_save." in name for name in names), names
     assert not [entry.name for entry in path.parent.iterdir() if entry.suffix == ".py"]
 
 
@@ -160,9 +163,9 @@ def config_wins(run_dir: Path, stage: int, precision: str) -> None:
     path = save(engine, run_dir, 3)
     engine = build_engine(stage, precision, lr=8e-4, clip=0.25)
     resume(engine, path)
-    assert engine.get_lr() == [2e-4, 8e-4]  # the new rates where the schedule was: 8e-4 / (1 + 3)
+    assert engine.get_lr() == [2e-4, 8e-4, 1e-4]  # the new rates where the schedule was: 8e-4 / (1 + 3)
     train(engine, range(3, 4))
-    assert engine.get_lr() == [8e-4 / 5, 4 * 8e-4 / 5]
+    assert engine.get_lr() == [8e-4 / 5, 4 * 8e-4 / 5, 8e-4 / 2 / 5]
     if stage:
         assert engine.optimizer.clip_grad == 0.25
 

@@ -24,9 +24,8 @@ from tests.support.parity import KEPT, LANDMARKS, STEPS, build_model, micro_batc
 
 
 def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
-    config = parity_config(
-        base, train=setting["train"], lora=setting["lora"], optim=setting["optim"], **setting["zero"]
-    )
+    sections = {section: setting[section] for section in ("train", "lora", "optim", "keep")}
+    config = parity_config(base, **sections, **setting["zero"])
     config = config.model_copy(
         update={"optim": config.optim.model_copy(update={"gradient_accumulation_steps": setting["accumulation"]})}
     )

@@ -14,17 +14,24 @@ from ds_higgs.errors import UserError
 from ds_higgs.model.loading import load_model
 from ds_higgs.model.lora import apply_lora
 
+LAYERS = ("audio_ffn", "audio_norms", "audio_embeddings")
 
-def build_trained(tiny_base: Path, *, dtype: torch.dtype = torch.float32, dora: bool = False) -> PeftModel:
-    """A PeftModel with large random adapters, so that a wrong merge shows."""
+
+def build_trained(
+    tiny_base: Path, *, dtype: torch.dtype = torch.float32, dora: bool = False, whole: tuple[str, ...] = ()
+) -> PeftModel:
+    """A PeftModel with large random adapters, so that a wrong merge shows.
+
+    whole: parts that are trained whole beside the audio head, instead of with LoRA.
+    """
     torch.manual_seed(1)
     model = apply_lora(
         load_model(tiny_base, dtype=dtype),
         rank=4,
         alpha=8,
         dropout=0.1,
-        targets=["attention", "text_ffn", "audio_ffn"],
-        modules_to_save=["audio_head"],
+        targets=[path for path in ("attention", "text_ffn", "audio_ffn") if path not in whole],
+        modules_to_save=["audio_head", *whole],
         dora=dora,
     )
     for parameter in model.parameters():
@@ -57,9 +64,9 @@ def test_an_adapter_arrives_unchanged(tiny_base: Path, tmp_path: Path, dtype: to
         assert torch.equal(loaded.state_dict()[name], weight.to(loaded.state_dict()[name].dtype)), name
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_the_merged_model_gives_the_unmerged_logits(tiny_base: Path, dora: bool):
-    trained = build_trained(tiny_base, dora=dora)
+@pytest.mark.parametrize("variant", [{}, {"dora": True}, {"whole": LAYERS}], ids=str)
+def test_the_merged_model_gives_the_unmerged_logits(tiny_base: Path, variant: dict):
+    trained = build_trained(tiny_base, **variant)
     expected = compute_logits(trained)
     base_logits = compute_logits(load_model(tiny_base, dtype=torch.float32).eval())
     assert (expected[1] - base_logits[1]).abs().max() > 0.1, "the adapter has to matter"
@@ -69,11 +76,12 @@ def test_the_merged_model_gives_the_unmerged_logits(tiny_base: Path, dora: bool)
     assert merged.state_dict().keys() == load_file(tiny_base / "model.safetensors").keys()
 
 
-@pytest.mark.parametrize(("dora", "scale"), [(False, 0.0), (False, 0.5), (True, 0.0), (True, 0.5)])
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+@pytest.mark.parametrize("variant", [{}, {"dora": True}, {"whole": LAYERS}], ids=str)
 def test_a_scaled_adapter_is_the_same_at_run_time_merged_and_saved(
-    tiny_base: Path, tmp_path: Path, dora: bool, scale: float
+    tiny_base: Path, tmp_path: Path, variant: dict, scale: float
 ):
-    scaled = build_trained(tiny_base, dora=dora)
+    scaled = build_trained(tiny_base, **variant)
     full = compute_logits(scaled)
     scale_adapter(scaled, scale)
     run_time = compute_logits(scaled)
@@ -83,7 +91,7 @@ def test_a_scaled_adapter_is_the_same_at_run_time_merged_and_saved(
     base = compute_logits(load_model(tiny_base, dtype=torch.float32).eval())
     for at_run_time, of_saved, of_merged, of_base, of_full in zip(run_time, saved, merged, base, full, strict=True):
         assert torch.equal(of_saved, at_run_time)
-        torch.testing.assert_close(of_merged, at_run_time, atol=1e-5 if dora else 1e-6, rtol=1e-5)
+        torch.testing.assert_close(of_merged, at_run_time, atol=1e-5 if variant else 1e-6, rtol=1e-5)
         assert torch.equal(at_run_time, of_base) == torch.equal(of_merged, of_base) == (scale == 0)
         assert not torch.equal(at_run_time, of_full)
 

@@ -14,14 +14,14 @@ from ds_higgs.model.lora import apply_lora
 from ds_higgs.model.trained import select_weights
 
 
-def write_adapter(base: Path, folder: Path, targets: list[str]) -> Path:
+def write_adapter(base: Path, folder: Path, targets: list[str], whole: tuple[str, ...] = ()) -> Path:
     model = apply_lora(
         load_model(base, dtype=torch.bfloat16),
         rank=2,
         alpha=4,
         dropout=0.1,
         targets=targets,
-        modules_to_save=["audio_head"],
+        modules_to_save=["audio_head", *whole],
     )
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -43,8 +43,9 @@ def write_weights(base: Path, folder: Path, changed: str) -> Path:
     return folder
 
 
-def test_an_adapter_is_merged_and_the_same_weights_are_trained(tiny_base, tmp_path):
-    adapter = write_adapter(tiny_base, tmp_path / "adapter", ["attention", "audio_ffn"])
+@pytest.mark.parametrize("parts", [(["attention", "audio_ffn"], ()), (["attention"], ("audio_ffn", "audio_norms"))])
+def test_an_adapter_is_merged_and_the_same_weights_are_trained(tiny_base, tmp_path, parts):
+    adapter = write_adapter(tiny_base, tmp_path / "adapter", *parts)
     base = load_model(tiny_base, dtype=torch.bfloat16)
     expected = merge_adapter(load_adapter(load_model(tiny_base, dtype=torch.bfloat16), adapter), dtype=base.dtype)
     started = start_from(load_model(tiny_base, dtype=torch.bfloat16), adapter, mode="full", only=None)
@@ -55,7 +56,9 @@ def test_an_adapter_is_merged_and_the_same_weights_are_trained(tiny_base, tmp_pa
         assert torch.equal(started.state_dict()[name], weight), name
         if not torch.equal(weight, base.state_dict()[name]):
             changed.add(name)
-    assert {"layers.0.self_attn.q_proj.weight", "audio_decoder_proj.audio_lm_head.weight"} < changed
+    expected_ones = ("layers.0.self_attn.q_proj", "layers.0.audio_mlp.up_proj", "audio_decoder_proj.audio_lm_head")
+    assert {f"{name}.weight" for name in expected_ones} < changed
+    assert ("layers.3.audio_input_layernorm.weight" in changed) == bool(parts[1])
 
 
 def test_what_the_run_does_not_train_may_not_change(tiny_base, tmp_path):

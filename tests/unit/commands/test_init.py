@@ -111,6 +111,8 @@ def test_a_hasty_start_is_warned_of(rate, steps, warned, caplog):
 @pytest.mark.parametrize(
     ("mode", "optim", "warned"),
     [
+        ("lora", {"whole_learning_rate": 1e-4}, True),
+        ("lora", {"whole_learning_rate": 2e-5, "learning_rate": 2e-4}, False),
         ("lora", {"learning_rate": 1e-4}, False),
         ("full", {"learning_rate": 1e-4}, True),
         ("full", {"learning_rate": 2e-5}, False),
@@ -119,5 +121,6 @@ def test_a_hasty_start_is_warned_of(rate, steps, warned, caplog):
 )
 def test_a_rate_for_lora_is_warned_of_in_other_modes(mode, optim, warned, caplog):
     values = {"run": {"output_dir": "run"}, "model": {"base": "base"}, "data": {"train_manifest": "train.json"}}
-    warn_of_high_rate(Config.model_validate(values | {"train": {"mode": mode}, "optim": optim}))
+    whole = {"targets": ["attention"], "modules_to_save": ["audio_ffn"]} if "whole_learning_rate" in optim else {}
+    warn_of_high_rate(Config.model_validate(values | {"train": {"mode": mode}, "optim": optim, "lora": whole}))
     assert ("a rate for LoRA" in caplog.text) == warned

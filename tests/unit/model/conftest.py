@@ -80,17 +80,20 @@ def odd_inputs(request: pytest.FixtureRequest, tiny_base: Path) -> ModelInputs:
 
 @pytest.fixture(scope="session")
 def lora_model(tiny_base: Path) -> Callable[..., PeftModel]:
-    """A factory of fp32 LoRA models whose LoRA B is not zero; every call gives a new one with equal weights."""
+    """A factory of fp32 LoRA models whose LoRA B is not zero; every call gives a new one with equal weights.
+
+    whole: parts that are trained whole in place of LoRA.
+    """
 
     @functools.cache
-    def make(dropout: float) -> PeftModel:
+    def make(dropout: float, whole: tuple[str, ...]) -> PeftModel:
         model = apply_lora(
             load_model(tiny_base, dtype=torch.float32),
             rank=4,
             alpha=8,
             dropout=dropout,
-            targets=("attention", "text_ffn", "audio_ffn"),
-            modules_to_save=("audio_embeddings",),
+            targets=[path for path in ("attention", "text_ffn", "audio_ffn") if path not in whole],
+            modules_to_save=("audio_embeddings", *whole),
         )
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
@@ -99,7 +102,7 @@ def lora_model(tiny_base: Path) -> Callable[..., PeftModel]:
                     parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         return model
 
-    return lambda dropout=0.0: copy.deepcopy(make(dropout))
+    return lambda dropout=0.0, whole=(): copy.deepcopy(make(dropout, whole))
 
 
 @pytest.fixture

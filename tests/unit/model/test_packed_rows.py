@@ -32,6 +32,15 @@ def test_loss_and_gradients_are_those_of_the_stock_layers(lora_model, loss_and_g
     assert_same_training(expected, found)
 
 
+@pytest.mark.parametrize("whole", [("audio_ffn", "audio_norms"), ("attention",)], ids=str)
+@pytest.mark.parametrize("odd_inputs", ["unequal_lengths", "no_audio"], indirect=True)
+def test_layers_that_are_trained_whole_beside_lora_are_too(lora_model, loss_and_grads, odd_inputs, whole):
+    expected = loss_and_grads(unwrap(lora_model(whole=whole)), odd_inputs)
+    packed = unwrap(lora_model(whole=whole))
+    enable_packed_rows(packed)
+    assert_same_training(expected, loss_and_grads(packed, odd_inputs))
+
+
 def in_fp64(model, inputs) -> dict[str, torch.Tensor]:
     """Text logits of the tokens, and the gradients of a loss over them."""
     outputs = model.double()(**inputs, use_cache=False)

@@ -16,10 +16,12 @@ from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.lora import count_parameters
+from ds_higgs.model.parts import TARGETS
 from ds_higgs.model.patches import apply_patches
 from ds_higgs.model.tiny import build_tiny_config
 from ds_higgs.model.tiny_tokenizer import build_tiny_tokenizer
 from ds_higgs.model.trained import TrainMode, make_trainable
+from ds_higgs.model.whole_modules import release_originals
 from ds_higgs.sizing import activations
 from ds_higgs.sizing.estimator import (
     CHECKPOINTING_CHOICES,
@@ -63,8 +65,9 @@ def measure_and_estimate(
     dtype: torch.dtype,
     dropout: float = 0.0,
     mode: TrainMode = "lora",
+    whole: tuple[str, ...] = (),
 ) -> tuple[int, int]:
-    """Counted peak of two training steps, and the estimate of it."""
+    """Counted peak of two training steps, and the estimate of it; whole: parts trained so in place of LoRA."""
     tokenizer = build_tiny_tokenizer()
     config = build_tiny_config(
         tokenizer,
@@ -78,8 +81,11 @@ def measure_and_estimate(
     batch = make_batch(SAMPLES, tokenizer, config)
     with TensorBytes() as counted:
         model = HiggsAudioModel(config).to(dtype)
-        lora = {"rank": 16, "alpha": 32, "dropout": dropout, "targets": ("attention", "text_ffn", "audio_ffn")}
+        targets = [path for path in TARGETS if path not in whole]
+        lora = {"rank": 16, "alpha": 32, "dropout": dropout, "targets": targets, "modules_to_save": whole}
         trained = make_trainable(model, mode=mode, only=None, lora=lora)
+        if mode == "lora":
+            release_originals(trained)
         apply_patches(model, packed_rows=True, kernels="torch", activation_checkpointing=checkpoint_every)
         module = StepModule(trained)
         labels = build_targets(batch, placeholder_ids=module.placeholder_ids)
@@ -133,6 +139,14 @@ def test_other_policies_too(checkpoint_every, dropout: float, dtype: torch.dtype
         hidden_size=128, num_layers=4, checkpoint_every=checkpoint_every, dropout=dropout, dtype=dtype
     )
     assert estimated == pytest.approx(measured, rel=0.10)
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 1])
+@pytest.mark.parametrize("whole", [("audio_ffn",), ("attention", "text_ffn")], ids=str)
+def test_parts_that_are_trained_whole_beside_lora_too(whole: tuple[str, ...], checkpoint_every):
+    settings = {"hidden_size": 128, "num_layers": 4, "dropout": 0.05, "dtype": torch.bfloat16}
+    measured, estimated = measure_and_estimate(whole=whole, checkpoint_every=checkpoint_every, **settings)
+    assert estimated == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,7 +14,7 @@ def rates(model: nn.Module, **settings) -> dict[str, float]:
     groups = parameter_groups(
         named.items(), learning_rate=2.0, num_layers=4, **{"loraplus_lr_ratio": 1.0, "layer_decay": 1.0, **settings}
     )
-    assert groups[0]["lr"] == 2
+    assert groups[0]["lr"] == 2 or settings.get("loraplus_lr_ratio", 1) * settings.get("layer_decay", 1) != 1
     names = {id(weight): name for name, weight in named.items()}
     found = {names[id(weight)]: group["lr"] / 2 for group in groups for weight in group["params"]}
     assert found.keys() == named.keys()
@@ -26,6 +26,18 @@ def test_lora_plus(tiny_base):
     model = apply_lora(build_meta_model(read_model_config(tiny_base)), targets=["attention", "audio_ffn"], **settings)
     for name, rate in rates(model, loraplus_lr_ratio=16).items():
         assert rate == (16 if ".lora_B." in name else 1), name
+
+
+def test_what_is_trained_whole_beside_lora_has_a_rate_of_its_own(tiny_base):
+    settings = {"rank": 2, "alpha": 4, "dropout": 0.0, "modules_to_save": ["audio_ffn", "audio_embeddings"]}
+    model = apply_lora(build_meta_model(read_model_config(tiny_base)), targets=["attention"], **settings)
+    for name, rate in rates(model, whole_learning_rate=0.02).items():
+        assert rate == (0.01 if ".audio_" in name else 1), name
+    found = rates(model, whole_learning_rate=0.02, layer_decay=0.5, loraplus_lr_ratio=32)
+    prefix, copy = "base_model.model.", "modules_to_save.default.weight"
+    assert found[f"{prefix}layers.2.audio_mlp.up_proj.{copy}"] == 0.01 * 0.5**2
+    assert found[f"{prefix}audio_codebook_embeddings.{copy}"] == 0.01 * 0.5**5
+    assert found[f"{prefix}layers.0.self_attn.q_proj.lora_B.default.weight"] == 32 * 0.5**4
 
 
 def test_layers_learn_slower_towards_the_bottom(tiny_base):
