@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json
 from ds_higgs.model.loading import HiggsAudioModel
+from ds_higgs.model.split_weights import gathered, gathered_by_peft
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -40,7 +41,8 @@ def load_adapter(model: HiggsAudioModel, adapter: Path, *, trainable: bool = Fal
     """
     read_adapter_config(adapter)
     try:
-        peft_model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
+        with gathered_by_peft(model):
+            peft_model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
         _check_every_tensor_has_a_place(peft_model, adapter)
     except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{adapter}: the adapter does not fit the base checkpoint: {error}") from error
@@ -66,7 +68,8 @@ def merge_adapter(peft_model: PeftModel, *, dtype: torch.dtype) -> HiggsAudioMod
     """
     for module in peft_model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.float()
-            module.merge(safe_merge=True)
-            module.to(dtype)
+            with gathered(module.parameters(), changed=True):
+                module.float()
+                module.merge(safe_merge=True)
+                module.to(dtype)
     return peft_model.unload().to(dtype)

@@ -12,6 +12,7 @@ from ds_higgs.adapters.opening import Adapter, open_adapter
 from ds_higgs.adapters.whole import WholeWeights
 from ds_higgs.errors import UserError
 from ds_higgs.model.loading import HiggsAudioModel, open_base_weights
+from ds_higgs.model.split_weights import gathered, whole_shape
 from ds_higgs.model.trained import TrainMode, select_weights
 
 _OF_LORA = re.compile(r"\.lora_.*$")
@@ -55,14 +56,15 @@ def start_from(model: HiggsAudioModel, source: Path, *, mode: TrainMode, only: s
 def _put_whole_on(model: HiggsAudioModel, whole: WholeWeights, trained: set[str], source: Path) -> None:
     of_base = dict(model.named_parameters())
     where = f"train.from: {source}"
-    whole.check_fit({name: weight.shape for name, weight in of_base.items()}, where=where)
+    whole.check_fit({name: whole_shape(weight) for name, weight in of_base.items()}, where=where)
     kept = (name for name in whole.shapes if name not in trained)
     _check_all_are_trained({name for name in kept if not _same(whole.read(name), of_base[name])}, source)
     whole.put_on(model, where=where)
 
 
 def _same(weight: torch.Tensor, of_base: torch.Tensor) -> bool:
-    return torch.equal(weight.to(of_base), of_base)
+    with gathered([of_base]):
+        return torch.equal(weight.to(of_base), of_base)
 
 
 def _changed_by(adapter: Adapter) -> Iterator[str]:

@@ -16,6 +16,7 @@ from ds_higgs.checkpoint.weights import CheckpointWeights
 from ds_higgs.errors import UserError
 from ds_higgs.files import read_json, write_json
 from ds_higgs.model.loading import HiggsAudioModel
+from ds_higgs.model.split_weights import gathered, whole_shape
 from ds_higgs.model.trained import TrainMode
 from ds_higgs.model.weight_files import Shapes, StoredWeights, write_weights
 
@@ -95,9 +96,10 @@ class WholeWeights:
             UserError: it is of another architecture.
         """
         weights = dict(model.named_parameters())
-        self.check_fit({name: weight.shape for name, weight in weights.items()}, where=where)
+        self.check_fit({name: whole_shape(weight) for name, weight in weights.items()}, where=where)
         for name in self.shapes:
-            weights[name].copy_(self.scaled(name, weights[name], scale))
+            with gathered([weights[name]], changed=True):
+                weights[name].copy_(self.scaled(name, weights[name], scale))
 
 
 def write_whole(

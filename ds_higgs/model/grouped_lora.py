@@ -14,6 +14,8 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
+from ds_higgs.model.split_weights import is_split
+
 
 class _Adapted(NamedTuple):
     """The parts of one adapted projection: weight [out, in], down [rank, in], up [out, rank]."""
@@ -59,8 +61,8 @@ def _plain_adapter(projection: nn.Module, hidden: torch.Tensor) -> _Adapted | No
     if others or projection.lora_variant or type(base) is not nn.Linear or projection.fan_in_fan_out:
         return None
     down, up, dropout = projection.lora_A[name], projection.lora_B[name], projection.lora_dropout[name]
-    if base.bias is not None or up.bias is not None or base.weight.requires_grad or hasattr(base.weight, "ds_id"):
-        return None  # ds_id: split by ZeRO-3, which gathers weights around their own module's forward
+    if base.bias is not None or up.bias is not None or base.weight.requires_grad or is_split(base.weight):
+        return None  # ZeRO-3 gathers split weights around their own module's forward
     if not hidden.dtype == base.weight.dtype == down.weight.dtype or torch.is_autocast_enabled(hidden.device.type):
         return None
     rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0

@@ -1,7 +1,9 @@
 """Finds a base checkpoint (a folder or a hub repository) and loads its config, tokenizer and model."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -21,6 +23,7 @@ from ds_higgs.job.logs import without_bars
 from ds_higgs.model import native_format
 from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
+from ds_higgs.model.split_weights import split_stored_weights
 from ds_higgs.model.weight_files import Shapes, StoredWeights, weight_file_names
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by the configuration's names of precisions
@@ -124,6 +127,7 @@ def load_model(
     allow_fork: bool = False,
     quantization: str | None = None,
     device: torch.device | str = "cpu",
+    split_by: Mapping[str, Any] | None = None,
 ) -> HiggsAudioModel:
     """Load the model of `base` in training mode.
 
@@ -131,6 +135,8 @@ def load_model(
         attention: "sdpa", "eager" or "flash_attention_2".
         quantization: None or "nf4" (see `quantization.check_quantization`).
         device: each weight goes there as it is read, so that the CPU's memory never holds the weights of a GPU's model.
+        split_by: a DeepSpeed JSON of ZeRO-3, by which each weight is split over the ranks as it is read; every rank
+            then loads the model, and quantization is None.
 
     Raises:
         UserError: for a model class that is not boson_multimodal's (before weights are read), unreadable weight
@@ -147,7 +153,8 @@ def load_model(
     if native:
         logger.info("%s: in the format of transformers >= 5.3, converted while loading", base)
     if quantization is None:
-        return _load(base, dtype=dtype, attention=attention, device=device).train()
+        return _load(base, dtype=dtype, attention=attention, device=device, split_by=split_by).train()
+    assert split_by is None, "packed weights cannot be split"
     with without_bars():  # of shards
         model = HiggsAudioModel.from_pretrained(
             base,
@@ -161,14 +168,24 @@ def load_model(
     return model.train()
 
 
-def _load(base: Path, *, dtype: torch.dtype, attention: str, device: torch.device | str) -> HiggsAudioModel:
+def _load(
+    base: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device | str,
+    split_by: Mapping[str, Any] | None,
+) -> HiggsAudioModel:
     """Build the model around the stored weights, under their original names."""
     with init_empty_weights(include_buffers=False):
         model = HiggsAudioModel._from_config(read_model_config(base), torch_dtype=dtype, attn_implementation=attention)
     model.name_or_path = str(base)  # as from_pretrained does: PEFT writes it into an adapter's config
     stored = open_base_weights(base)
-    weights = {name: stored.read(name).to(device, dtype, copy=True) for name in stored.files}
-    model.load_state_dict(weights, assign=True)
+    if split_by is None:
+        weights = {name: stored.read(name).to(device, dtype, copy=True) for name in stored.files}
+        model.load_state_dict(weights, assign=True)
+    else:
+        split_stored_weights(model, stored, dtype=dtype, device=device, deepspeed_config=split_by)
     if not native_format.is_native(base) and (base / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(base, local_files_only=True)
     return model.to(device)

@@ -11,6 +11,7 @@ from torch import nn
 from ds_higgs.errors import UserError
 from ds_higgs.model.parts import PATH_NAMES, TARGETS, path_of
 from ds_higgs.model.whole_modules import check_no_overlap, check_peft_finds, find_whole_modules
+from ds_higgs.model.split_weights import gathered_by_peft
 
 _OF_LORA = re.compile(r"\.lora_\w+\.")
 _TRAINED_COPY = re.compile(r"\.modules_to_save\.\w+\.")
@@ -53,7 +54,8 @@ def apply_lora(
         use_rslora=rslora,
         use_dora=dora,
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    with gathered_by_peft(model):
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def unwrap(model: PeftModel | HiggsAudioModel) -> HiggsAudioModel:

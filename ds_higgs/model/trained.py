@@ -10,6 +10,7 @@ from peft import PeftModel
 from ds_higgs.errors import UserError
 from ds_higgs.model.lora import apply_lora
 from ds_higgs.model.parts import is_used
+from ds_higgs.model.split_weights import whole_shape
 
 TrainMode = Literal["lora", "audio_path", "full"]
 
@@ -65,8 +66,4 @@ def select_weights(model: HiggsAudioModel, *, mode: TrainMode, only: str | None 
 
 def trained_shapes(model: PeftModel | HiggsAudioModel) -> dict[str, tuple[int, ...]]:
     """Name and whole shape of every weight that is trained, also where ZeRO-3 has split it."""
-    return {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    return {name: whole_shape(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}

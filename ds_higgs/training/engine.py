@@ -1,6 +1,7 @@
 """Base checkpoint, what is trained of it, and memory settings to a DeepSpeed engine."""
 
 import random
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def build_trained_model(
     *,
     device: torch.device | str = "cpu",
     start: Path | None = None,
+    split_by: Mapping[str, Any] | None = None,
 ) -> PeftModel | HiggsAudioModel:
     """The base model, of which the weights that require gradients are trained, with the memory patches on it.
 
@@ -48,6 +50,7 @@ def build_trained_model(
 
     Args:
         start: what the weights begin with, where that is not the base alone.
+        split_by: a DeepSpeed JSON of ZeRO-3: the base is split by it from the start, and every rank calls this.
     """
     seed_everything(config.run.seed)
     with phase("loading the base checkpoint"):
@@ -58,6 +61,7 @@ def build_trained_model(
             allow_fork=config.model.allow_fork,
             quantization=config.model.quantization,
             device=device,
+            split_by=split_by,
         )
     if start is not None:
         with phase(f"starting from {start}"):

@@ -7,6 +7,8 @@ import torch
 from deepspeed import DeepSpeedEngine
 from torch import nn
 
+from ds_higgs.model.split_weights import whole_shape
+
 GROUP_SIZE = 64  # gradients that are added up at once
 
 
@@ -61,8 +63,8 @@ class LocalGradients:
                 _set_gradient(parameter, gradient)
         for parameter in self.parameters:
             if parameter.grad is None:
-                shape = getattr(parameter, "ds_shape", parameter.shape)  # ds_shape: of a parameter that ZeRO-3 splits
-                _set_gradient(parameter, torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
+                zeros = torch.zeros(whole_shape(parameter), dtype=parameter.dtype, device=parameter.device)
+                _set_gradient(parameter, zeros)
         return all_finite([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def drop(self) -> None:

@@ -38,7 +38,7 @@ from ds_higgs.training.stop_and_onset import Landmarks
 from ds_higgs.training.trainer import Trainer
 from ds_higgs.training.validation import build_loss_weights
 from ds_higgs.training.validation_sets import ValidationSet
-from ds_higgs.training.zero import build_deepspeed_config
+from ds_higgs.training.zero import build_deepspeed_config, splits_from_the_start
 
 HIGH_LEARNING_RATE = 2e-4
 HIGH_RATE_OF_WHOLE_WEIGHTS = 1e-4
@@ -241,7 +241,14 @@ def _build_engine(
 ) -> DeepSpeedEngine:
     config = material.config
     settings = decide_checkpointing(config, settings, longest=material.longest, ranks=ranks)
-    model = build_trained_model(config, base, settings, device=distributed.training_device(ranks), start=start)
+    model = build_trained_model(
+        config,
+        base,
+        settings,
+        device=distributed.training_device(ranks),
+        start=start,
+        split_by=deepspeed_config if splits_from_the_start(deepspeed_config) else None,
+    )
     log_parameters(model)
     return build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=material.total_steps, ranks=ranks)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ds_higgs.config import Config, ZeroConfig
 from ds_higgs.errors import UserError
+from ds_higgs.job.logs import logger
 from ds_higgs.training.optimizers import optimizer_keys
 
 # Keys of the JSON that the configuration decides: `zero.extra` may not say otherwise behind its back.
@@ -87,6 +88,18 @@ def build_deepspeed_config(config: Config) -> dict[str, Any]:
     built = merged(built, zero.extra)
     _check_as_deepspeed_does(built)
     return built
+
+
+def splits_from_the_start(deepspeed_config: Mapping[str, Any]) -> bool:
+    """Whether the base's weights are split over the ranks as they are read, so that no rank ever holds all of them."""
+    zero = deepspeed_config["zero_optimization"]
+    if zero["stage"] < 3:
+        return False
+    if zero.get("zero_quantized_nontrainable_weights"):
+        # They are packed as they are split, which is before it is known what is frozen.
+        logger.info("zero.extra has zero_quantized_nontrainable_weights: every GPU holds the whole base at the start")
+        return False
+    return True
 
 
 def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ds_higgs.config import Config
 from ds_higgs.layout import ExpandedSequence, expand
 from ds_higgs.losses import LossWeights, build_targets
 from ds_higgs.model.loading import HiggsAudioConfig, load_tokenizer, read_model_config
+from ds_higgs.model.split_weights import gathered
 from ds_higgs.training.engine import build_trained_model
 from ds_higgs.training.keep_base import KeptBase
 from ds_higgs.training.memory_plan import choose_memory_settings
@@ -90,10 +91,10 @@ def parity_config(
     )
 
 
-def build_model(config: Config) -> nn.Module:
+def build_model(config: Config, *, split_by: dict[str, Any] | None = None) -> nn.Module:
     """The model with nothing of LoRA left at zero, so that every weight has a gradient."""
     settings = choose_memory_settings(config, device_type="cpu")
-    model = build_trained_model(config, Path(config.model.base), settings)
+    model = build_trained_model(config, Path(config.model.base), settings, split_by=split_by)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -160,7 +161,13 @@ def _expand(inputs: dict[str, torch.Tensor], config: HiggsAudioConfig) -> Expand
 
 
 def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    """Whole, also where they are split."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with gathered([parameter]):
+                found[name] = parameter.detach().clone()
+    return found
 
 
 def add_gradients(

@@ -19,7 +19,7 @@ from ds_higgs.losses import LossWeights
 from ds_higgs.training.engine import build_engine
 from ds_higgs.training.train_step import train_step
 from ds_higgs.training.validation import evaluate
-from ds_higgs.training.zero import build_deepspeed_config
+from ds_higgs.training.zero import build_deepspeed_config, splits_from_the_start
 from tests.support.parity import KEPT, LANDMARKS, STEPS, build_model, micro_batches, parity_config, trainable
 
 
@@ -29,9 +29,10 @@ def run_setting(setting: dict, base: Path, ranks: distributed.Ranks) -> dict:
     config = config.model_copy(
         update={"optim": config.optim.model_copy(update={"gradient_accumulation_steps": setting["accumulation"]})}
     )
-    model = build_model(config)
+    deepspeed_config = build_deepspeed_config(config)
+    model = build_model(config, split_by=deepspeed_config if splits_from_the_start(deepspeed_config) else None)
     initial = trainable(model)
-    engine = build_engine(config, model, deepspeed_config=build_deepspeed_config(config), total_steps=10, ranks=ranks)
+    engine = build_engine(config, model, deepspeed_config=deepspeed_config, total_steps=10, ranks=ranks)
     masters = master_weights(engine)
     weights = LossWeights.build(text=1.0, audio=1.0, codebooks=None, num_codebooks=8)
     own = own_batches(setting, base, ranks)

@@ -8,7 +8,7 @@ import pytest
 
 from ds_higgs.config import Config
 from ds_higgs.errors import UserError
-from ds_higgs.training.zero import OWNED_KEYS, build_deepspeed_config, merged
+from ds_higgs.training.zero import OWNED_KEYS, build_deepspeed_config, merged, splits_from_the_start
 from tests.support.launching import ROOT
 
 _spec = importlib.util.spec_from_file_location("generate", ROOT / "ds_configs" / "generate.py")
@@ -88,6 +88,16 @@ def test_extra_may_not_overrule_a_zero_key_and_misspelt_ones_are_found():
         build_deepspeed_config(make_config(zero={"extra": {"zero_optimization": {"stage": 3}}}))
     with pytest.raises(UserError, match=r"wall_clock_breakdwn: .*did you mean wall_clock_breakdown"):
         build_deepspeed_config(make_config(zero={"extra": {"wall_clock_breakdwn": True}}))
+
+
+def test_a_base_is_split_from_the_start_at_stage_3_and_else_it_is_told(caplog):
+    def splits(**zero) -> bool:
+        return splits_from_the_start(build_deepspeed_config(make_config(zero=zero)))
+
+    assert [splits(stage=stage) for stage in (0, 1, 2, 3)] == [False, False, False, True]
+    with caplog.at_level("INFO", logger="ds_higgs"):
+        assert not splits(stage=3, extra={"zero_optimization": {"zero_quantized_nontrainable_weights": True}})
+    assert "every GPU holds the whole base at the start" in caplog.text
 
 
 def test_trackers_are_deepspeeds_monitors():
