@@ -22,8 +22,8 @@ from ds_higgs.errors import UserError
 from ds_higgs.files import read_json_lines, write_atomically, write_json
 from ds_higgs.job import devices, distributed
 from ds_higgs.job.answers import print_answer
-from ds_higgs.training.batch_plan import leaves_batches_open
-from ds_higgs.training.memory_plan import build_estimator, configured_batch, configured_checkpointing, with_config
+from ds_higgs.training.batch_plan import fullest_batch, leaves_batches_open
+from ds_higgs.training.memory_plan import build_estimator, configured_checkpointing, with_config
 from ds_higgs.training.zero import MONITOR_KEYS
 
 logger = logging.getLogger(__name__)
@@ -167,13 +167,17 @@ Axis = Callable[[Tuner, Changes], Iterator[list[Changes]]]
 def batch_axis(tuner: Tuner, best: Changes) -> Iterator[list[Changes]]:
     """Micro-batches from half the configured size on, doubled; with checkpointing those that do not fit without.
 
+    Where the sizes are left to the estimate, only what is recomputed is varied, and they follow.
     Recomputing costs time at the same size. Where every size fits it is tried once, at the best size, for the table.
     """
+    policies: tuple[str | int, ...] = ("none", 2, "full")
     data = tuner.config.data
-    assert data.max_tokens != "auto", "refused by run_tune"
+    if leaves_batches_open(tuner.config):  # the trial takes the largest that fits, as the run will
+        yield from ([{**best, "memory.activation_checkpointing": policy}] for policy in policies)
+        return
+    assert data.max_tokens != "auto"
     key, size = ("data.max_tokens", data.max_tokens) if data.max_tokens else ("data.batch_size", data.batch_size)
     sizes = [size // 2] * (size > 1) + [size * 2**power for power in range(7)]
-    policies: tuple[str | int, ...] = ("none", 2, "full")
     for policy in policies:
         series = [{**best, "memory.activation_checkpointing": policy, key: one} for one in sizes]
         yield series
@@ -211,16 +215,7 @@ AXES: tuple[Axis, ...] = (batch_axis, stage_axis, overlap_axis, bucket_axis, off
 def run_tune(
     config: Config, *, num_processes: int, steps: int, max_trials: int, budget_s: float | None, timeout_s: float
 ) -> None:
-    """Search, and write `tune.json`, `best.yaml` and a table to `run.output_dir`.
-
-    Raises:
-        UserError: for sizes that the configuration leaves to the estimate.
-    """
-    if leaves_batches_open(config):
-        raise UserError(
-            "optim.global_batch_size and data.max_tokens: auto leave tune no size to vary; expected numbers in "
-            "data.batch_size (or data.max_tokens) and optim.gradient_accumulation_steps"
-        )
+    """Search, and write `tune.json`, `best.yaml` and a table to `run.output_dir`."""
     setup.check_run_folder(config)
     setup.check_code_cache(config.data)
     folder = config.run.output_dir
@@ -257,7 +252,7 @@ def build_fits(config: Config, *, num_processes: int) -> Callable[[Config], bool
 
     def fits(trial: Config) -> bool:
         return with_config(estimator, trial).fits(
-            configured_batch(trial, 500), checkpoint_every=configured_checkpointing(trial), memory_bytes=memory
+            fullest_batch(trial, 500), checkpoint_every=configured_checkpointing(trial), memory_bytes=memory
         )
 
     return fits

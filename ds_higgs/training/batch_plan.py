@@ -8,12 +8,23 @@ from ds_higgs.job.devices import uses_cuda
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, Estimator
-from ds_higgs.training.memory_plan import build_estimator, configured_checkpointing, least_memory_bytes
+from ds_higgs.sizing.inputs import BatchShape
+from ds_higgs.training.memory_plan import (
+    build_estimator,
+    configured_batch,
+    configured_checkpointing,
+    least_memory_bytes,
+)
 
 
 def leaves_batches_open(config: Config) -> bool:
     """Whether `decide_batches` has something to decide."""
     return config.optim.global_batch_size is not None or config.data.max_tokens == "auto"
+
+
+def fullest_batch(config: Config, positions: int) -> BatchShape:
+    """A micro-batch of samples of `positions` positions; of one where its size is still to be decided."""
+    return BatchShape.typical(1, positions) if leaves_batches_open(config) else configured_batch(config, positions)
 
 
 def decide_batches(config: Config, *, longest: int, ranks: Ranks) -> Config:

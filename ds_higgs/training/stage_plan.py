@@ -7,14 +7,9 @@ from ds_higgs.job.devices import uses_cuda
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES
-from ds_higgs.sizing.inputs import BatchShape
 from ds_higgs.sizing.memory import GIB, total_bytes
-from ds_higgs.training.memory_plan import (
-    build_estimator,
-    configured_batch,
-    configured_checkpointing,
-    least_memory_bytes,
-)
+from ds_higgs.training.batch_plan import fullest_batch
+from ds_higgs.training.memory_plan import build_estimator, configured_checkpointing, least_memory_bytes
 
 # From the fastest on: stage 2 reduces gradients once a step, as 1 does, and holds less; 3 gathers every weight too.
 STAGES = (2, 3)
@@ -57,7 +52,7 @@ def choose_stage(
 
     Activations are kept or recomputed as the configuration says; where it says auto, as is needed.
     """
-    batch = _fullest_batch(config, positions)
+    batch = fullest_batch(config, positions)
     auto = config.memory.activation_checkpointing == "auto"
     choices = CHECKPOINTING_CHOICES if auto else (configured_checkpointing(config),)
     needed = {}
@@ -72,9 +67,3 @@ def choose_stage(
 def with_stage(config: Config, stage: int) -> Config:
     """`config` at this stage."""
     return config.model_copy(update={"zero": config.zero.model_copy(update={"stage": stage})})
-
-
-def _fullest_batch(config: Config, positions: int) -> BatchShape:
-    """One sample where the micro-batch is what fits."""
-    open_sizes = config.optim.global_batch_size is not None or config.data.max_tokens == "auto"
-    return BatchShape.typical(1, positions) if open_sizes else configured_batch(config, positions)

@@ -82,6 +82,21 @@ def test_recomputing_is_tried_only_where_memory_runs_out(tmp_path: Path):
     assert len(recomputing) == 1
 
 
+@pytest.mark.parametrize("sizes", [{"optim": {"global_batch_size": 16}}, {"data": {"max_tokens": "auto"}}])
+def test_sizes_that_are_left_to_the_estimate_stay_so(tmp_path: Path, sizes):
+    machine = Machine()
+    data = {"train_manifest": "m", "batch_size": 2, **sizes.get("data", {})}
+    config = make_config(**{**sizes, "data": data})
+    tuner = make_tuner(tmp_path, machine, config=config)
+    best = tuner.search()
+    assert best == {"memory.activation_checkpointing": "none", "zero.stage": 1}
+    assert {one.memory.activation_checkpointing for one in machine.tried} == {"auto", "none", 2, "full"}
+    for trial in [*machine.tried, apply_changes(config, best)]:
+        assert trial.optim.global_batch_size == config.optim.global_batch_size
+        assert (trial.data.batch_size, trial.data.max_tokens) == (config.data.batch_size, config.data.max_tokens)
+        assert trial.optim.gradient_accumulation_steps == 1
+
+
 def test_nothing_is_tried_twice(tmp_path: Path):
     machine = Machine()
     make_tuner(tmp_path, machine).search()
