@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from ds_higgs.adapters.from_checkpoint import MODULE_PREFIX, read_trained
 from ds_higgs.adapters.record import AdapterRecord
 from ds_higgs.adapters.whole import WholeInfo, WholeWeights, write_whole
+from ds_higgs.checkpoint.host_copies import HostCopies
 from ds_higgs.checkpoint.weights import CheckpointWeights
 from ds_higgs.files import replaced_whole
 from ds_higgs.job import distributed
@@ -69,6 +70,49 @@ def save_from_files(
     if isinstance(model, PeftModel):
         _name_base(model, base, revision)
         _write(folder, record, write_adapter)
+    else:
+        _write(folder, record, write_whole_weights)
+
+
+def copy_trained(engine: DeepSpeedEngine, copies: HostCopies) -> dict[str, torch.Tensor]:
+    """What the engine trains, by the model's own names, on rank 0, and nothing on the others, which call it too.
+
+    Args:
+        copies: the CPU memory that it lies in.
+    """
+    found: dict[str, torch.Tensor] = {}
+    partitioned = engine.zero_optimization_stage() == 3
+    for name, weight in _gathered(engine.module.peft_model, partitioned=partitioned):
+        if distributed.is_main_rank():
+            found |= copies.copy({name: weight})
+    return found
+
+
+def save_copies(
+    model: PeftModel | HiggsAudioModel,
+    weights: Mapping[str, torch.Tensor],
+    folder: Path,
+    *,
+    mode: TrainMode,
+    base: str,
+    revision: str | None,
+    record: AdapterRecord,
+) -> None:
+    """`save_trained` of what `copy_trained` found: by rank 0 alone, while `model` may be trained on.
+
+    Raises:
+        OSError: it could not be written.
+    """
+
+    def write_whole_weights(unfinished: Path) -> None:
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        dtype = next(iter(weights.values())).dtype
+        info = WholeInfo(mode=mode, base=base, revision=revision)
+        write_whole(unfinished, info, weights.items(), shapes=shapes, dtype=dtype)
+
+    if isinstance(model, PeftModel):
+        _name_base(model, base, revision)
+        _write(folder, record, lambda unfinished: _write_adapter(model, unfinished, weights))
     else:
         _write(folder, record, write_whole_weights)
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from ds_higgs.errors import UserError
 from ds_higgs.model.parts import PATH_NAMES, TARGETS, path_of
-from ds_higgs.model.whole_modules import check_no_overlap, check_peft_finds, find_whole_modules
 from ds_higgs.model.split_weights import gathered_by_peft
+from ds_higgs.model.whole_modules import check_no_overlap, check_peft_finds, find_whole_modules
 
 _OF_LORA = re.compile(r"\.lora_\w+\.")
 _TRAINED_COPY = re.compile(r"\.modules_to_save\.\w+\.")

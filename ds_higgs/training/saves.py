@@ -1,7 +1,7 @@
 """What a run goes on from and what it hands out, written at once or, with `checkpoint.async`, while it trains on."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from ds_higgs.checkpoint.weights import CheckpointWeights
 from ds_higgs.config import Config
 from ds_higgs.config.file import fixed_values, resolved
 from ds_higgs.job.logs import logger
-from ds_higgs.run_folder import AVERAGED, RunFolder, step_name
+from ds_higgs.run_folder import AVERAGED, BEST, RunFolder, step_name
 from ds_higgs.training.average import Average
+from ds_higgs.training.best_adapter import BestAdapter, BestWrite
 from ds_higgs.training.metrics import MetricsFile
 from ds_higgs.training.position import Position
 
@@ -47,6 +48,13 @@ class Saves:
         self._background = Background() if config.checkpoint.async_ else None
         self._pending: PendingCheckpoint | None = None
         self._may_fail = False
+        self._best = BestAdapter(
+            engine,
+            folder.adapters / BEST,
+            background=self._background,
+            tolerate_errors=config.checkpoint.on_save_error == "warn",
+        )
+        self._best_before: BestWrite | None = None  # the save under way
 
     def save(
         self, position: Position, states: Mapping[str, Any], *, also: tuple[str, ...] = (), may_fail: bool
@@ -62,30 +70,33 @@ class Saves:
         Raises:
             OSError: they could not be written and `may_fail` is false; on every rank, naming the file.
         """
-        self.finish()
+        self._finish_checkpoint()
         self._may_fail = may_fail
         names = (step_name(position.step), *also)
         with self._errors(position.step):
             if self._background is None:
                 for name in names:
-                    self.hand_out(name, position)
+                    self._hand_out(name, position)
                     self._hand_out_average(name, position)
             self._pending = self._begin(position, states, names)
         if self._background is None:
-            self.finish()
+            self._finish_checkpoint()
 
-    def hand_out(self, name: str, position: Position) -> None:
-        """Write the trained weights, as they are in the model now, to adapters/NAME.
+    def hand_out_best(self, position: Position, done: Callable[[], None]) -> None:
+        """Write the trained weights, as they are in the model now, to adapters/best; see `BestAdapter.write`.
 
-        Raises:
-            OSError: on every rank, where it could not be written.
+        A checkpoint, which says what was the best, is not complete before them.
         """
+        self._best.write(done, record=self._record(position), **self._origin())
+
+    def _hand_out(self, name: str, position: Position) -> None:
+        """Write the trained weights, as they are in the model now, to adapters/NAME, or raise on every rank."""
         save_trained(self.engine, self.folder.adapters / name, record=self._record(position), **self._origin())
 
     def _hand_out_average(self, name: str, position: Position) -> None:
         if self._average is not None:
             with self._average.in_place(also_after=OSError):
-                self.hand_out(f"{name}/{AVERAGED}", position)
+                self._hand_out(f"{name}/{AVERAGED}", position)
 
     @property
     def is_ready(self) -> bool:
@@ -99,7 +110,11 @@ class Saves:
             self._note(self._pending.step, self._pending.advance())
 
     def finish(self) -> None:
-        """Wait for the save under way, if there is one."""
+        """Wait for all that is under way."""
+        self._finish_checkpoint()
+        self._best.finish()
+
+    def _finish_checkpoint(self) -> None:
         if self._pending is not None:
             with self._errors(self._pending.step):
                 self._note(self._pending.step, self._pending.finish())
@@ -111,11 +126,13 @@ class Saves:
 
     def _begin(self, position: Position, states: Mapping[str, Any], names: tuple[str, ...]) -> PendingCheckpoint:
         record = self._record(position)
+        best = self._best_before = self._best.under_way
 
         def hand_out(weights: CheckpointWeights, folder: Path) -> None:
             save_from_files(self.engine.module.peft_model, weights, folder, record=record, **self._origin())
 
         def hand_out_from_files(files: Path, marker: Marker) -> None:
+            self._best.check(best)
             for name in names:
                 hand_out(CheckpointWeights(files, marker), self.folder.adapters / name)
                 if self._average is not None:
@@ -152,6 +169,8 @@ class Saves:
         if complete is not None:
             self._pending = None
             self.metrics.write("checkpoint", step=step, folder=str(complete.relative_to(self.folder.path)))
+            if self._best.under_way is self._best_before:  # written by now
+                self._best.finish()
 
     @contextmanager
     def _errors(self, step: int) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
 from ds_higgs.job.stopping import StopRequests
 from ds_higgs.losses import LossWeights
-from ds_higgs.run_folder import BEST, FINAL, RunFolder
+from ds_higgs.run_folder import FINAL, RunFolder
 from ds_higgs.speech.in_training import Listener
 from ds_higgs.training.average import Average, forget_average
 from ds_higgs.training.best import Best
@@ -204,9 +205,9 @@ class Trainer:
     def _keep_best(self, values: Mapping[str, Any]) -> None:
         """Save the adapter as adapters/best where an evaluation is the best so far, by `eval.best_by`."""
         if self.best.update(values, step=self.position.step):
-            with save_errors(tolerate=self.tolerate):
-                self.saves.hand_out(BEST, self.position)
-                self.metrics.write("best", step=self.position.step, measure=self.best.measure, value=self.best.value)
+            write = partial(self.metrics.write, "best", step=self.position.step)
+            done = partial(write, measure=self.best.measure, value=self.best.value)
+            self.saves.hand_out_best(self.position, done=done)
 
     def save(self, *, last: bool) -> None:
         """Save adapter and checkpoint; `last`: the run ends with this step, and not before both are complete."""

@@ -20,9 +20,10 @@ from tests.support import launching
 
 
 def test_a_killed_and_stopped_run_ends_as_if_nothing_had_happened(tmp_path, tiny_base):
-    undisturbed = scenarios.run_in_forks(write_config(tmp_path / "undisturbed", tiny_base, run={"max_steps": 9}))
+    settings = {"run": {"max_steps": 9}, "eval": {"best_by": "loss"}}
+    undisturbed = scenarios.run_in_forks(write_config(tmp_path / "undisturbed", tiny_base, **settings))
     # Its checkpoints and adapters are written in the background, which is to change nothing in them.
-    config = write_config(tmp_path / "hit", tiny_base, run={"max_steps": 9}, checkpoint={"async": True})
+    config = write_config(tmp_path / "hit", tiny_base, **settings, checkpoint={"async": True})
     scenarios.kill_everything(config, ["save"], random.Random(0))
     run_dir = config.parent / "run"
     validation_at_8 = 2 if find_checkpoint(run_dir, resume="auto") is None else 1  # a run's first one is at step 0

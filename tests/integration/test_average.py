@@ -54,7 +54,7 @@ def test_another_number_of_ranks_keeps_it(tmp_path, stage, ranks, other_ranks):
 @pytest.mark.parametrize(
     ("mode", "ranks", "stage", "in_background"),
     [
-        ("lora", 1, 2, False),
+        ("lora", 1, 2, True),
         *(pytest.param("full", 2, stage, True, marks=pytest.mark.slow) for stage in (0, 1, 2, 3)),
         *(pytest.param("full", 2, stage, False, marks=pytest.mark.slow) for stage in (0, 3)),
     ],
