@@ -20,6 +20,7 @@ KEPT_COPIES = 4
 # Of projections that share an input: LoRA's, copied side by side.
 A_MATRICES = {"attention": 3, "text_ffn": 2, "audio_ffn": 2}
 SUB_GROUP = 10**9  # elements that ZeRO-3 updates at once
+ALL_REDUCE_BUCKET = 5 * 10**8  # elements that stage 0 reduces at once; it looks once a bucket is larger
 LIVE_WEIGHTS = 10**9  # elements that ZeRO-3 keeps gathered in a forward and backward pass
 FLASH_BLOCK = 128  # positions: what FlashAttention-2 rounds lengths up to in its workspace
 
@@ -72,12 +73,14 @@ def _reduction_bytes(policy: Policy, trainable: int, largest: int) -> int:
     """Gradients while they are reduced, as counted in DeepSpeed 0.19.8, with one rank too.
 
     A rank's own are whole. Stage 2 gathers the rank's share in fp32; stage 3's lies in a buffer of its own (see
-    `memory`). There are copies of the bucket that is under way; a tensor larger than a bucket is one by itself.
+    `memory`). There are copies of the bucket that is under way, which at stage 0 has a size of its own; a tensor
+    larger than a bucket is one by itself.
     """
     own, element = trainable * policy.element_bytes, policy.element_bytes
-    if policy.zero_stage == 0:
-        return own
     reduced = FP32 if policy.fp32_reduction else element
+    if policy.zero_stage == 0:
+        copied = element + (reduced if reduced != element else 0)
+        return own + copied * min(ALL_REDUCE_BUCKET + largest, trainable)
     bucket = min(policy.reduce_bucket_elements, trainable)
     if policy.zero_stage == 3:
         return own + 2 * reduced * max(bucket, largest)
@@ -87,9 +90,11 @@ def _reduction_bytes(policy: Policy, trainable: int, largest: int) -> int:
 
 
 def _update_bytes(policy: Policy, trainable: int) -> int:
-    """Gradients at the update: stage 1 still has the rank's own; a share, at stage 3 a part of it, is made fp32."""
+    """Gradients at the update: up to stage 1 the rank's own are there; a share, at stage 3 a part of it, in fp32."""
     own, share = trainable * policy.element_bytes, trainable // policy.world_size
-    if policy.offload_optimizer or policy.zero_stage == 0:
+    if policy.zero_stage == 0:
+        return own + (FP32 * trainable if policy.element_bytes < FP32 else 0)
+    if policy.offload_optimizer:
         return own
     if policy.zero_stage == 3:
         return FP32 * min(share, SUB_GROUP)
