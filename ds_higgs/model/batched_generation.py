@@ -58,7 +58,7 @@ def generate_together(
         streams = Streams(config, sampling, heard, seeds=seeds, room=room)
         for _ in range(room):
             streams.draw(past.next_logits(streams.last))
-            if all(streams.ended) or stop():
+            if streams.all_ended or stop():
                 break
         spoken = zip(streams.spoken(), streams.ended, strict=True)
         return [_read(columns, config, max_frames, ended=ended) for columns, ended in spoken]

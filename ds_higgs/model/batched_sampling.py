@@ -43,6 +43,7 @@ class Streams:
         # [rows]: codebooks that have not ended
         self._remaining = torch.full((rows,), NOT_ENDING, device=device)
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._going = list(range(rows))  # the rows that have not ended
 
     @property
     def last(self) -> torch.Tensor:
@@ -54,6 +55,11 @@ class Streams:
         """The rows that have ended by themselves."""
         return self._ended.tolist()
 
+    @property
+    def all_ended(self) -> bool:
+        """Whether there is nothing left to draw."""
+        return not self._going
+
     def spoken(self) -> list[torch.Tensor]:
         """Of every row, [codebooks, columns] from stream BOS to its end."""
         pairs = zip(self._columns, self._lengths.tolist(), strict=True)
@@ -64,9 +70,12 @@ class Streams:
         if self._sampling.as_served:
             logits = logits.masked_fill(~self._allowed(logits.shape[2]), float("-inf"))
         goes_on = ~self._ended
-        codes = self._choose(logits)
+        going = torch.tensor(self._going, device=logits.device)
+        codes = self._columns.new_zeros(logits.shape[:2])
+        codes[going] = self._choose(logits[going], going)
         if self._config.use_delay_pattern:
             codes = self._delayed(codes)
+            self._going = (~self._ended).nonzero().flatten().tolist()
         self._columns[:, :, self._end] = codes
         self._end += 1
         self._lengths = torch.where(goes_on, self._end, self._lengths)
@@ -76,33 +85,35 @@ class Streams:
         bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
         return allowed_codes(self._codebooks, codebook_size, self._delay, self._remaining, bos=bos, eos=eos)
 
-    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """[rows, codebooks]: the likeliest codes, or drawn ones, with those drawn again that were there too often."""
-        flat = logits.flatten(0, 1)
-        scores = self._warpers(None, flat)
+    def _choose(self, logits: torch.Tensor, going: torch.Tensor) -> torch.Tensor:
+        """The likeliest codes of the rows that go on, or drawn ones, and others for those that were there too often.
+
+        logits: [rows that go on, codebooks, codes] -> [rows that go on, codebooks].
+        """
+        scores = self._warpers(None, logits.flatten(0, 1))
         if self._greedy:
             return scores.argmax(dim=-1).view(logits.shape[:2])
         shares = [len(self._codebooks)] * len(logits)
         codes = self._draw_from(scores.softmax(dim=-1), shares).view(logits.shape[:2])
         if self._sampling.ras_window is None:
             return codes
-        recent = self._columns[:, :, max(0, self._end - self._sampling.ras_window) : self._end]
-        counts = (recent == codes.unsqueeze(-1)).sum(dim=-1)
-        repeated = (counts >= self._sampling.ras_max_repeats) & ~self._ended.unsqueeze(1)
+        recent = self._columns[going, :, max(0, self._end - self._sampling.ras_window) : self._end]
+        repeated = (recent == codes.unsqueeze(-1)).sum(dim=-1) >= self._sampling.ras_max_repeats
         shares = repeated.sum(dim=1).tolist()
         if any(shares):
             codes[repeated] = self._draw_from(logits[repeated].softmax(dim=-1), shares)
         return codes
 
     def _draw_from(self, probabilities: torch.Tensor, shares: Sequence[int]) -> torch.Tensor:
-        """One code of each distribution, [draws, codes] -> [draws], `shares` of them with each row's random numbers.
+        """One code of each distribution, [draws, codes] -> [draws]; `shares`: how many each row has that goes on.
 
-        As torch.multinomial draws one, to the bit: it takes one generator alone, so that it would be called row by row.
+        Each row's random numbers make of its distributions what torch.multinomial does, to the bit; that takes one
+        generator alone, so that it would be called row by row.
         """
         noise = torch.empty_like(probabilities)
-        for part, random in zip(noise.split(list(shares)), self._random, strict=True):
+        for part, row in zip(noise.split(list(shares)), self._going, strict=True):
             if len(part):
-                part.exponential_(generator=random)
+                part.exponential_(generator=self._random[row])
         if not torch.isfinite(probabilities.sum()):
             raise RuntimeError("the model's logits are not finite: there is no code to draw")
         return (probabilities / noise).argmax(dim=-1)

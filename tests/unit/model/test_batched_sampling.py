@@ -72,6 +72,8 @@ def draw_both(streams: Streams, rows: list[Alone], *, end_at: float) -> None:
     """The same random logits to both, in which stream EOS is as likely as `end_at` makes it."""
     config, random = rows[0].model.config, torch.Generator().manual_seed(2)
     for _ in range(COLUMNS):
+        if streams.all_ended:
+            return
         logits = 3 * torch.randn(len(rows), 8, config.audio_codebook_size + 2, generator=random)
         logits[:, :, config.audio_stream_eos_id] = end_at * torch.rand(len(rows), 8, generator=random)
         streams.draw(logits)
