@@ -1,14 +1,15 @@
 """A training step at the released model's shapes on a simulated GPU: kernels, waits, memory and the time they predict.
 
-    python benchmarks/simulate.py            # peak memory of 24 settings against `ds-higgs estimate`, and tokens/s
-    python benchmarks/simulate.py --layers 3 # quicker, and without meaning for memory and speed
+    python benchmarks/simulate.py                # peak memory of 24 settings against `ds-higgs estimate`, and tokens/s
+    python benchmarks/simulate.py --operations   # where the predicted time of 16 x 500 goes
+    python benchmarks/simulate.py --layers 3     # quicker, and without meaning for memory and speed
 
 Nothing is computed (see `simulated_cuda.py`). Predicted times count, for every kernel, the larger of its FLOPs over
 790 TFLOP/s (the measured peak of large bf16 products on an H200), its bytes over 85 % of 4.8 TB/s, and 2 us; a step
 takes that, or 5 us a launch if the host is slower. They are predictions; nothing here was measured on a GPU.
 """
 
-from simulated_cuda import Account, SimulatedCuda, simulated_cuda  # isort: skip  (before torch)
+from simulated_cuda import SimulatedCuda, simulated_cuda  # isort: skip  (before torch)
 
 import argparse
 import dataclasses
@@ -22,6 +23,7 @@ from typing import Any
 import simulated_liger
 import torch
 from measure import GIB, describe_run, print_table, write_json
+from simulated_work import H200, Account, Work
 from workload import SampleShape, active_parameters, build_random_lora_model, make_batch, plain_loss
 
 from ds_higgs.batch import Batch, Labels, ModelInputs
@@ -81,14 +83,17 @@ class Simulated:
     attention: dict[str, int]
     kept_bytes: int
     peak_bytes: int
-    kernel_seconds: float
-    products_flops: int
+    work: dict[tuple[str, str], Work]
     estimated_bytes: int
     num_trainable: int
 
     @property
     def kernels(self) -> int:
         return self.forward_kernels + self.backward_kernels
+
+    @property
+    def kernel_seconds(self) -> float:
+        return sum(work.seconds for work in self.work.values())
 
     @property
     def tokens_per_second(self) -> float:
@@ -130,8 +135,7 @@ def simulate(setting: Setting, *, change: Callable[[torch.nn.Module], None] | No
         attention=whole["attention"],
         kept_bytes=kept,
         peak_bytes=account.peak - before,
-        kernel_seconds=whole["seconds"],
-        products_flops=whole["flops"],
+        work=dict(account.work),
         estimated_bytes=estimated,
         num_trainable=count_parameters(peft_model)["trainable"],
     )
@@ -143,8 +147,6 @@ def _summary(account: Account) -> dict[str, Any]:
         "waits": list(account.waits),
         "computed_on_cpu": dict(account.computed_on_cpu),
         "attention": dict(account.attention),
-        "seconds": sum(account.seconds.values()),
-        "flops": sum(work.flops for work in account.work.values()),
     }
 
 
@@ -272,11 +274,41 @@ def _row(batch_size: int, positions: int, recompute: int | None, found: Simulate
     }
 
 
+def operation_rows(setting: Setting) -> list[dict[str, Any]]:
+    """Where the predicted time of a step goes: operations of all layers, and of what is outside them, longest first."""
+    layers = released_model_config().text_config.num_hidden_layers
+    two, three = (simulate(dataclasses.replace(setting, layers=number)).work for number in (2, 3))
+    in_layer = {kind: work.plus(two.get(kind, Work()), -1) for kind, work in three.items()}
+    outside = {kind: work.plus(in_layer.get(kind, Work()), -2) for kind, work in two.items()}
+    found = [("layers", kind, Work().plus(work, layers)) for kind, work in in_layer.items()]
+    found += [("outside", kind, work) for kind, work in outside.items()]
+    total = sum(work.seconds for _, _, work in found)
+    return [
+        {
+            "where": where,
+            "operation": name.removeprefix("aten.").removesuffix(".default"),
+            "shapes": shapes,
+            "launches": work.launches,
+            "bound by": "FLOPs" if work.flops / H200.flops * 1.001 >= work.seconds else "bytes",
+            "ms": 1e3 * work.seconds,
+            "share": work.seconds / total,
+        }
+        for where, (name, shapes), work in sorted(found, key=lambda one: -one[2].seconds)
+        if work.launches
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, help="of the released model's 28")
+    parser.add_argument("--operations", action="store_true", help="print where the time of a step goes, and no more")
+    parser.add_argument("--batch-size", type=int, default=16, help="for --operations")
+    parser.add_argument("--positions", type=int, default=500, help="for --operations")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/simulated_h200.json"))
     arguments = parser.parse_args()
+    if arguments.operations:
+        print_table(operation_rows(Setting(arguments.batch_size, arguments.positions)))
+        return 0
     rows = memory_rows(arguments.layers)
     print_table(rows)
     write_json(arguments.output, {"run": describe_run(torch.device("cpu")), "rows": rows})

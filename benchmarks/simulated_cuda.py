@@ -13,11 +13,8 @@ import os
 import subprocess
 import tempfile
 import traceback
-import weakref
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +37,7 @@ def load_device() -> None:
 load_device()
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from simulated_work import H200, Account, Device, Work, bytes_moved, flash_backward_workspace  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
@@ -82,79 +80,7 @@ WITHOUT_KERNEL = (
     *("aten.empty", "aten.new_empty", "aten.sym_", "aten._reshape_alias", "aten.reshape", "prim.", "profiler."),
 )
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
-ALLOCATION_STEP = 512  # bytes: what torch's allocator rounds to
 FLASH_BACKWARD = aten._scaled_dot_product_flash_attention_backward.default
-
-
-def round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
-def num_bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-@dataclass
-class Work:
-    """What one kind of operation was launched with."""
-
-    launches: int = 0
-    flops: int = 0
-    bytes_moved: int = 0
-
-
-@dataclass
-class Account:
-    """What a device would have done. `memory` is bytes alive by storage; workspaces of kernels count in `peak`."""
-
-    work: dict[str, Work] = field(default_factory=dict)
-    seconds: Counter = field(default_factory=Counter)
-    waits: list[str] = field(default_factory=list)
-    computed_on_cpu: Counter = field(default_factory=Counter)
-    attention: Counter = field(default_factory=Counter)
-    memory: dict[int, int] = field(default_factory=dict)
-    alive: int = 0
-    peak: int = 0
-
-    @property
-    def launches(self) -> int:
-        return sum(work.launches for work in self.work.values())
-
-    def forget_work(self) -> None:
-        """Start counting work anew; memory stays, and its peak becomes what is alive now."""
-        for counts in (self.work, self.seconds, self.waits, self.computed_on_cpu, self.attention):
-            counts.clear()
-        self.peak = self.alive
-
-    def hold(self, tensor: torch.Tensor) -> None:
-        """Count the tensor's storage as alive until it is freed."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.memory:
-            return
-        self.memory[key] = round_up(storage.nbytes(), ALLOCATION_STEP)
-        self.alive += self.memory[key]
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._free, key)
-
-    def _free(self, key: int) -> None:
-        self.alive -= self.memory.pop(key)
-
-
-@dataclass(frozen=True)
-class Device:
-    """What predicts the time of a kernel: the larger of FLOPs and bytes over these, and a least time."""
-
-    flops: float
-    bytes_per_second: float
-    least_seconds: float = 2e-6
-
-    def seconds(self, flops: int, bytes_moved: int) -> float:
-        return max(flops / self.flops, bytes_moved / self.bytes_per_second, self.least_seconds)
-
-
-# Measured peak of large bf16 products, and 85 % of the data sheet's bandwidth.
-H200 = Device(flops=790e12, bytes_per_second=0.85 * 4.8e12)
 
 
 class SimulatedCuda(TorchDispatchMode):
@@ -266,30 +192,13 @@ class SimulatedCuda(TorchDispatchMode):
     def _add_work(self, func, args, kwargs, tensors, results) -> None:
         formula = flop_registry.get(func._overloadpacket)
         flops = formula(*args, **kwargs, out_val=results[0] if len(results) == 1 else tuple(results)) if formula else 0
-        moved = sum(num_bytes(tensor) for tensor in (*tensors, *results) if tensor.device.type == "cuda")
-        work = self.account.work.setdefault(str(func), Work())
-        work.launches += 1
-        work.flops += flops
-        work.bytes_moved += moved
-        self.account.seconds[_kind_of(func, flops)] += self.device.seconds(flops, moved)
+        self.launch(str(func), tensors, flops=flops, moved=bytes_moved(func, tensors, results))
 
-
-def flash_backward_workspace(query: torch.Tensor, key: torch.Tensor) -> int:
-    """Bytes of what FlashAttention-2's backward allocates for itself: [batch, heads, length, head_dim] each.
-
-    An fp32 sum for the query's gradient and two sums a row; with fewer key than query heads, key and value gradients
-    of every query head too, before they are added up.
-    """
-    batch, heads, length, head_dim = query.shape
-    rows = batch * heads * round_up(length, 128)
-    expanded = 2 * batch * heads * key.shape[2] * head_dim * key.element_size() if key.shape[1] != heads else 0
-    return rows * (round_up(head_dim, 32) * 4 + 4) + expanded
-
-
-def _kind_of(func, flops: int) -> str:
-    if "attention" in str(func):
-        return "attention"
-    return "products" if flops else "elementwise"
+    def launch(self, name: str, tensors: list[torch.Tensor], *, flops: int, moved: int) -> None:
+        """Count a kernel; `tensors` are those whose shapes tell it from others of its name."""
+        shapes = " ".join("x".join(map(str, tensor.shape)) for tensor in tensors if tensor.dim())
+        work = self.account.work.get((name, shapes), Work())
+        self.account.work[name, shapes] = work.plus(Work(1, flops, moved, self.device.seconds(flops, moved)))
 
 
 def _leaves_device(tensors: list[torch.Tensor], results: list[torch.Tensor]) -> bool:

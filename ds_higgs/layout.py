@@ -123,6 +123,7 @@ class RowOrder(_Tensors):
     num_text, num_audio: sizes of the two blocks; rows = num_text + num_audio.
     source: [rows] int64, indices into the flattened [batch * length] sequence; each block in order.
     grid_slot: [rows] int64, indices into the flattened right-padded grid [batch * grid_length].
+    row_of_cell: [batch * grid_length] int64, the inverse of `grid_slot`; -1 in the padding.
     positions: [rows] int64, from 0 in every sample.
     """
 
@@ -132,6 +133,7 @@ class RowOrder(_Tensors):
     grid_length: int
     source: torch.Tensor
     grid_slot: torch.Tensor
+    row_of_cell: torch.Tensor
     positions: torch.Tensor
 
 
@@ -152,7 +154,9 @@ def order_rows(padding_mask: torch.Tensor, audio_mask: torch.Tensor, position_id
     source = order[: num_text + num_audio]
     positions = position_ids.flatten().index_select(0, source)
     grid_slot = source // length * grid_length + positions
-    return RowOrder(num_text, num_audio, batch_size, grid_length, source, grid_slot, positions)
+    row_of_cell = torch.full((batch_size * grid_length,), -1, device=source.device)
+    row_of_cell[grid_slot] = torch.arange(len(source), device=source.device)
+    return RowOrder(num_text, num_audio, batch_size, grid_length, source, grid_slot, row_of_cell, positions)
 
 
 @dataclass(frozen=True)

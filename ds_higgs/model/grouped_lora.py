@@ -27,6 +27,32 @@ class _Adapted(NamedTuple):
     scaling: float
 
 
+class Group(NamedTuple):
+    """Projections of one input whose adapters are plain and alike."""
+
+    parts: Sequence[_Adapted]
+
+    @property
+    def dropout(self) -> float:
+        return self.parts[0].dropout
+
+    def apply(self, hidden: torch.Tensor, dropped: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """Every projection of `hidden` [rows, in].
+
+        Args:
+            dropped: `hidden` after the adapters' dropout; None leaves that to this call.
+        """
+        weights, downs, ups, dropouts, scalings = zip(*self.parts, strict=True)
+        rate = dropouts[0] if dropped is None else 0.0
+        return _GroupedLora.apply(hidden, dropped, rate, scalings[0], len(self.parts), *weights, *downs, *ups)
+
+
+def find_group(hidden: torch.Tensor, projections: Sequence[nn.Module]) -> Group | None:
+    """The projections as one operation; None where one of them has no plain adapter, or another one than the rest."""
+    parts = [part for part in (_plain_adapter(one, hidden) for one in projections) if part is not None]
+    return Group(parts) if len(parts) == len(projections) and _alike(parts) else None
+
+
 def project(hidden: torch.Tensor, projections: Sequence[nn.Module]) -> list[torch.Tensor]:
     """Apply every projection to `hidden` [rows, in]; those with a plain adapter as one operation.
 
@@ -34,9 +60,9 @@ def project(hidden: torch.Tensor, projections: Sequence[nn.Module]) -> list[torc
     """
     parts = [_plain_adapter(projection, hidden) for projection in projections]
     grouped = [part for part in parts if part is not None]
-    if len({(part.dropout, part.scaling) for part in grouped}) != 1:
+    if not _alike(grouped):
         return [projection(hidden) for projection in projections]
-    outputs = iter(project_grouped(hidden, grouped))
+    outputs = iter(Group(grouped).apply(hidden))
     return [
         projection(hidden) if part is None else next(outputs)
         for projection, part in zip(projections, parts, strict=True)
@@ -48,9 +74,8 @@ def project_one_by_one(hidden: torch.Tensor, projections: Sequence[nn.Module]) -
     return [projection(hidden) for projection in projections]
 
 
-def project_grouped(hidden: torch.Tensor, parts: Sequence[_Adapted]) -> tuple[torch.Tensor, ...]:
-    weights, downs, ups, dropouts, scalings = zip(*parts, strict=True)
-    return _GroupedLora.apply(hidden, dropouts[0], scalings[0], len(parts), *weights, *downs, *ups)
+def _alike(parts: Sequence[_Adapted]) -> bool:
+    return len({(part.dropout, part.scaling) for part in parts}) == 1
 
 
 def _plain_adapter(projection: nn.Module, hidden: torch.Tensor) -> _Adapted | None:
@@ -70,18 +95,24 @@ def _plain_adapter(projection: nn.Module, hidden: torch.Tensor) -> _Adapted | No
 
 
 class _GroupedLora(torch.autograd.Function):
-    """y_i = x W_i^T + s drop(x) A_i^T B_i^T for projections i of one input x [rows, in]; every W_i is frozen."""
+    """y_i = x W_i^T + s drop(x) A_i^T B_i^T for projections i of one input x [rows, in]; every W_i is frozen.
+
+    The thin product comes first and the base's is added to it: that one is bound by its FLOPs, so that reading what is
+    there costs it no time, while a thin product would be bound by reading and writing it.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, dropout, scaling, num_projections, *matrices):
+    def forward(ctx, hidden, dropped, dropout, scaling, num_projections, *matrices):
         weights, downs, ups = _thirds(matrices, num_projections)
-        dropped, mask = torch.native_dropout(hidden, dropout, True) if dropout > 0 else (hidden, None)
+        mask, ctx.is_given = None, dropped is not None
+        if dropped is None:
+            dropped, mask = torch.native_dropout(hidden, dropout, True) if dropout > 0 else (hidden, None)
         down = torch.cat(list(downs)) if num_projections > 1 else downs[0]  # [ranks, in]
         low = _scaled_product(dropped, down.t(), scaling)  # [rows, ranks]
         ranks = [matrix.shape[0] for matrix in downs]
         outputs = []
         for weight, up, part in zip(weights, ups, low.split(ranks, dim=1), strict=True):
-            outputs.append((hidden @ weight.t()).addmm_(part, up.t()))
+            outputs.append((part @ up.t()).addmm_(hidden, weight.t()))
         ctx.save_for_backward(dropped, mask, low, down, *weights, *ups)
         ctx.dropout, ctx.scaling, ctx.ranks = dropout, scaling, ranks
         return tuple(outputs)
@@ -95,11 +126,14 @@ class _GroupedLora(torch.autograd.Function):
             torch.addmm(part, grad, up, beta=0, alpha=ctx.scaling, out=part)
         grad_ups = [grad.t() @ part for grad, part in zip(grads, low.split(ctx.ranks, dim=1), strict=True)]
         grad_downs = (grad_low.t() @ dropped).split(ctx.ranks)
-        grad_hidden = None
+        grad_hidden = grad_dropped = None
         if ctx.needs_input_grad[0]:
-            grad_hidden = _grad_through_bases(grads, weights)
-            _add_grad_through_adapters(grad_hidden, grad_low, down, mask, keep=1 - ctx.dropout)
-        return grad_hidden, None, None, None, *(None for _ in weights), *grad_downs, *grad_ups
+            through_adapters = _grad_through_adapters(grad_low, down, mask, keep=1 - ctx.dropout)
+            if ctx.is_given:
+                grad_hidden, grad_dropped = _grad_through_bases(grads, weights), through_adapters
+            else:
+                grad_hidden = _grad_through_bases(grads, weights, onto=through_adapters)
+        return grad_hidden, grad_dropped, None, None, None, *(None for _ in weights), *grad_downs, *grad_ups
 
 
 def _thirds(matrices: Sequence[torch.Tensor], size: int) -> list[Sequence[torch.Tensor]]:
@@ -111,18 +145,21 @@ def _scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> 
     return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=scaling)
 
 
-def _grad_through_bases(grads: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    grad_hidden = grads[0] @ weights[0]
-    for grad, weight in zip(grads[1:], weights[1:], strict=True):
-        grad_hidden.addmm_(grad, weight)
-    return grad_hidden
+def _grad_through_bases(
+    grads: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], *, onto: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The sum of what comes through each base, added to `onto` in place."""
+    pairs = list(zip(grads, weights, strict=True))
+    total = pairs[0][0] @ pairs[0][1] if onto is None else onto
+    for grad, weight in pairs if onto is not None else pairs[1:]:
+        total.addmm_(grad, weight)
+    return total
 
 
-def _add_grad_through_adapters(
-    grad_hidden: torch.Tensor, grad_low: torch.Tensor, down: torch.Tensor, mask: torch.Tensor | None, *, keep: float
-) -> None:
-    """Add what comes through A and the dropout to `grad_hidden`, in place. keep: the dropout's share that is kept."""
+def _grad_through_adapters(
+    grad_low: torch.Tensor, down: torch.Tensor, mask: torch.Tensor | None, *, keep: float
+) -> torch.Tensor:
+    """What comes through A and the dropout. keep: the dropout's share that is kept."""
     if mask is None:
-        grad_hidden.addmm_(grad_low, down)
-    else:
-        grad_hidden.addcmul_(grad_low @ down, mask, value=1 / keep)
+        return grad_low @ down
+    return _scaled_product(grad_low, down, 1 / keep).mul_(mask)

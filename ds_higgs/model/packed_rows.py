@@ -32,9 +32,11 @@ class PackedRows(RowOrder):
     """The order of a batch's rows, for every layer of one forward.
 
     rope: cosine and sine, [rows, head_dim] each, in the dtype of the hidden states.
+    grid_source: [batch * grid_length] int64, the row that each cell takes: its own, or, in the padding, the first.
     """
 
     rope: tuple[torch.Tensor, torch.Tensor]
+    grid_source: torch.Tensor
 
     def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The text block and the audio block of [rows, ...], as views."""
@@ -42,12 +44,17 @@ class PackedRows(RowOrder):
         return text, audio
 
     def to_grid(self, rows: torch.Tensor) -> torch.Tensor:
-        """Lay [rows, heads, head_dim] out as [batch, grid_length, heads, head_dim], zeros in the padding."""
-        grid = _Scatter.apply(rows, self.grid_slot, self.batch_size * self.grid_length)
-        return grid.unflatten(0, (self.batch_size, self.grid_length))
+        """Lay [rows, heads, head_dim] out as [batch, grid_length, heads, head_dim].
+
+        The padding holds the first row: no real query looks that way, and nothing comes back from there.
+        """
+        return self.as_grid(_Spread.apply(rows, self.grid_source, self.grid_slot))
+
+    def as_grid(self, cells: torch.Tensor) -> torch.Tensor:
+        return cells.unflatten(0, (self.batch_size, self.grid_length))
 
     def from_grid(self, grid: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_grid`."""
+        """The inverse of `to_grid`; the gradient is zero in the padding."""
         return _Gather.apply(grid.flatten(0, 1), self.grid_slot)
 
 
@@ -58,6 +65,19 @@ class _Scatter(torch.autograd.Function):
     def forward(ctx, rows, slot, size):
         ctx.save_for_backward(slot)
         return rows.new_zeros(size, *rows.shape[1:]).index_copy_(0, slot, rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, *ctx.saved_tensors), None, None
+
+
+class _Spread(torch.autograd.Function):
+    """Row source[i] to cell i; only cell slot[j] gives row j a gradient."""
+
+    @staticmethod
+    def forward(ctx, rows, source, slot):
+        ctx.save_for_backward(slot)
+        return rows.index_select(0, source)
 
     @staticmethod
     def backward(ctx, grad):
@@ -122,7 +142,7 @@ def pack_rows(
     order = expanded_sequence(model) or order_rows(padding_mask, audio_mask, position_ids)
     cos, sin = model.rotary_emb(hidden_states, order.positions.unsqueeze(0))
     values = {field.name: getattr(order, field.name) for field in fields(RowOrder)}
-    return PackedRows(**values, rope=(cos.squeeze(0), sin.squeeze(0)))
+    return PackedRows(**values, rope=(cos.squeeze(0), sin.squeeze(0)), grid_source=order.row_of_cell.clamp(min=0))
 
 
 def _keep_padding_mask(
