@@ -6,242 +6,37 @@
 
 Nothing is computed (see `simulated_cuda.py`). Predicted times count, for every kernel, the larger of its FLOPs over
 790 TFLOP/s (the measured peak of large bf16 products on an H200), its bytes over 85 % of 4.8 TB/s, and 2 us; a step
-takes that, or 5 us a launch if the host is slower. They are predictions; nothing here was measured on a GPU.
+takes that, or, if the host is slower, 5 us a launch and 30 us a call of what torch.compile made. They are predictions;
+nothing here was measured on a GPU.
 """
 
-from simulated_cuda import SimulatedCuda, simulated_cuda  # isort: skip  (before torch)
+from simulated_step import Setting, Simulated, host_seconds, kernel_seconds, simulate  # isort: skip  (before torch)
 
 import argparse
 import dataclasses
 import gc
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import simulated_liger
 import torch
 from measure import GIB, describe_run, print_table, write_json
-from simulated_work import H200, Account, Work
-from workload import SampleShape, active_parameters, build_random_lora_model, make_batch, plain_loss
+from simulated_work import H200, Work
+from workload import active_parameters
 
-from ds_higgs.batch import Batch, Labels, ModelInputs
-from ds_higgs.losses import Targets, build_targets
 from ds_higgs.model.loading import released_model_config
-from ds_higgs.model.lora import count_parameters, unwrap
-from ds_higgs.model.parts import TARGETS
-from ds_higgs.model.patches import apply_patches
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, describe_checkpointing
 from ds_higgs.sizing.flops import PEAK_FLOPS
-from ds_higgs.sizing.inputs import BatchShape, Policy
-from ds_higgs.sizing.memory import estimate_memory
-from ds_higgs.sizing.shape import model_shape
-from ds_higgs.training.step_module import StepModule
 
 BATCH_SIZES = (2, 8, 16)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "torch": {},
+    "liger": {"kernels": "liger"},
+    "compiled": {"compiled": True},
+    "compiled, varlen": {"compiled": True, "varlen": True},
+}
 POSITIONS = (500, 2000)
-SECONDS_PER_LAUNCH = 5e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A step to simulate.
-
-    layers: None for the released model's 28. recompute: every N-th layer, None for none. whole: parts that are trained
-    whole, those with LoRA otherwise in place of it.
-    """
-
-    batch_size: int = 2
-    positions: int = 500
-    recompute: int | None = None
-    layers: int | None = None
-    step: str = "ours"
-    dropout: float = 0.05
-    kernels: str = "torch"
-    whole: tuple[str, ...] = ()
-
-    @property
-    def targets(self) -> list[str]:
-        return [path for path in TARGETS if path not in self.whole]
-
-    def lengths(self) -> list[int]:
-        spread = max(1, self.positions // 10)
-        return [self.positions + spread * (index % 3 - 1) for index in range(self.batch_size)]
-
-
-@dataclasses.dataclass
-class Simulated:
-    """What one forward and backward pass would do. Bytes are beyond the weights; kept: at the end of the forward."""
-
-    num_tokens: int
-    forward_kernels: int
-    backward_kernels: int
-    forward_waits: list[str]
-    backward_waits: list[str]
-    computed_on_cpu: dict[str, int]
-    attention: dict[str, int]
-    kept_bytes: int
-    peak_bytes: int
-    work: dict[tuple[str, str], Work]
-    estimated_bytes: int
-    num_trainable: int
-
-    @property
-    def kernels(self) -> int:
-        return self.forward_kernels + self.backward_kernels
-
-    @property
-    def kernel_seconds(self) -> float:
-        return sum(work.seconds for work in self.work.values())
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.num_tokens / max(self.kernel_seconds, SECONDS_PER_LAUNCH * self.kernels)
-
-
-def simulate(setting: Setting, *, change: Callable[[torch.nn.Module], None] | None = None) -> Simulated:
-    """Simulate one micro-batch's forward and backward pass.
-
-    Args:
-        change: what to do to the HiggsAudioModel before the step, to break it on purpose.
-    """
-    config = released_model_config()
-    if setting.layers is not None:
-        config.text_config.num_hidden_layers = setting.layers
-        config.audio_dual_ffn_layers = list(range(setting.layers))
-    batch = make_batch(config, [SampleShape.of_length(length) for length in setting.lengths()])
-    with simulated_cuda() as mode:
-        peft_model = _build_model(config, setting, mode)
-        if change is not None:
-            change(unwrap(peft_model))
-        loss_function, estimated = _build_step(setting, peft_model, batch, mode)
-        account = mode.account
-        account.forget_work()
-        before = account.alive
-        with mode:
-            loss = loss_function()
-            forward = _summary(account)
-            kept = account.alive - before
-            loss.backward()
-        whole = _summary(account)
-    return Simulated(
-        num_tokens=batch.num_tokens,
-        forward_kernels=forward["kernels"],
-        backward_kernels=whole["kernels"] - forward["kernels"],
-        forward_waits=forward["waits"],
-        backward_waits=whole["waits"][len(forward["waits"]) :],
-        computed_on_cpu=whole["computed_on_cpu"],
-        attention=whole["attention"],
-        kept_bytes=kept,
-        peak_bytes=account.peak - before,
-        work=dict(account.work),
-        estimated_bytes=estimated,
-        num_trainable=count_parameters(peft_model)["trainable"],
-    )
-
-
-def _summary(account: Account) -> dict[str, Any]:
-    return {
-        "kernels": account.launches,
-        "waits": list(account.waits),
-        "computed_on_cpu": dict(account.computed_on_cpu),
-        "attention": dict(account.attention),
-    }
-
-
-def _build_model(config, setting: Setting, mode: SimulatedCuda):
-    with mode.real():
-        peft_model = build_random_lora_model(
-            config,
-            dtype=torch.bfloat16,
-            device=torch.device("meta"),
-            dropout=setting.dropout,
-            targets=setting.targets,
-            whole=setting.whole,
-        )
-    if setting.kernels == "liger":
-        simulated_liger.install()
-    for module in peft_model.modules():
-        _move_to_device(module)
-    apply_patches(
-        unwrap(peft_model),
-        packed_rows=setting.step == "ours",
-        kernels=setting.kernels,
-        activation_checkpointing=setting.recompute,
-    )
-    for tensor in (*peft_model.parameters(), *peft_model.buffers()):
-        mode.account.hold(tensor)
-    return peft_model
-
-
-def _move_to_device(module: torch.nn.Module) -> None:
-    """Give a module that is on the meta device fake CUDA tensors."""
-
-    def on_device(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
-
-    for name, weight in module.named_parameters(recurse=False):
-        setattr(module, name, torch.nn.Parameter(on_device(weight), requires_grad=weight.requires_grad))
-    for name, buffer in module.named_buffers(recurse=False):
-        module._buffers[name] = on_device(buffer)
-    for name, value in vars(module).items():
-        if isinstance(value, torch.Tensor):  # the rotary embedding keeps its frequencies twice
-            setattr(module, name, on_device(value))
-
-
-def _build_step(setting: Setting, peft_model, batch: Batch, mode: SimulatedCuda) -> tuple[Callable, int]:
-    """A function that gives the loss, and the estimate of what the step needs beyond its weights."""
-    expanded = batch.model_inputs.expanded.each(mode.to_device)
-    tensors = {name: mode.to_device(tensor) for name, tensor in batch.model_inputs.items()}
-    inputs = ModelInputs(expanded=expanded, **tensors)
-    module = StepModule(peft_model)
-    with mode.real():
-        targets = build_targets(batch, placeholder_ids=module.placeholder_ids)
-    if setting.step == "plain":
-        labels = Labels(mode.to_device(batch.labels.text), mode.to_device(batch.labels.audio))
-        on_device = Batch(inputs, labels, batch.sample_ids, batch.num_tokens)
-        return lambda: plain_loss(peft_model, on_device)[0], 0
-    values = {name: getattr(targets, name) for name in (field.name for field in dataclasses.fields(Targets))}
-    targets_on_device = Targets(
-        **{name: mode.to_device(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-    )
-    scales = torch.empty(9, dtype=torch.float32, device="cuda")
-    with mode.real():
-        estimated = estimate_step(setting, peft_model, batch, targets)
-    return lambda: module(inputs, targets_on_device, scales).loss, estimated
-
-
-def estimate_step(setting: Setting, peft_model, batch: Batch, targets: Targets) -> int:
-    """What `ds-higgs estimate` says of this step beyond weights, optimizer states and the framework's own memory."""
-    longest = SampleShape.of_length(max(setting.lengths()))
-    frames = sum(batch.model_inputs[name].shape[1] for name in ("audio_in_ids", "audio_out_ids"))
-    shape = BatchShape(
-        num_samples=setting.batch_size,
-        positions=batch.num_tokens,
-        longest=make_batch(unwrap(peft_model).config, [longest]).num_tokens,
-        frames=frames,
-        text_rows=len(targets.text_labels),
-        audio_rows=len(targets.audio_frames),
-    )
-    counts = count_parameters(peft_model)
-    policy = Policy(
-        zero_stage=0,  # gradients are not reduced here
-        checkpoint_every=setting.recompute,
-        lora_dropout=setting.dropout,
-        kernels=setting.kernels,
-        lora_paths=frozenset(setting.targets),
-        whole_paths=frozenset(TARGETS) & frozenset(setting.whole),
-        trained_heads=counts["audio_head"] + counts["text_head"],
-    )
-    terms = estimate_memory(
-        model_shape(unwrap(peft_model).config),
-        shape,
-        policy,
-        frozen=counts["total"] - counts["trainable"],
-        trainable=counts["trainable"],
-    )
-    return terms["activations"] + terms["working space"] + terms["gradients"]
 
 
 def memory_rows(layers: int | None) -> list[dict[str, Any]]:
@@ -255,6 +50,42 @@ def memory_rows(layers: int | None) -> list[dict[str, Any]]:
                 print(rows[-1], file=sys.stderr, flush=True)
                 gc.collect()
     return rows
+
+
+def variant_rows() -> list[dict[str, Any]]:
+    """Predicted speed of each way to run a layer, no layer recomputed; of 2 and 3 layers, the rest as the third."""
+    rows = []
+    for name, variant in VARIANTS.items():
+        for positions in POSITIONS:
+            for batch_size in BATCH_SIZES:
+                rows.append(_variant_row(name, Setting(batch_size, positions, **variant)))
+                print(rows[-1], file=sys.stderr, flush=True)
+                gc.collect()
+    return rows
+
+
+def _variant_row(name: str, setting: Setting) -> dict[str, Any]:
+    config = released_model_config()
+    two, three = (simulate(dataclasses.replace(setting, layers=number)) for number in (2, 3))
+    layer = _difference(three, two)
+    more = config.text_config.num_hidden_layers - 3
+    work = {kind: one.plus(layer[kind], more) for kind, one in three.work.items()}
+    seconds = max(kernel_seconds(work), host_seconds(work))
+    tokens_per_second = three.num_tokens / seconds
+    return {
+        "layer": name,
+        "batch": setting.batch_size,
+        "positions": setting.positions,
+        "kernels a layer": three.kernels - two.kernels,
+        "kept_bytes a layer and position": round((three.kept_bytes - two.kept_bytes) / three.num_tokens),
+        "bound by": "GPU" if seconds == kernel_seconds(work) else "host",
+        "predicted tokens/s": round(tokens_per_second),
+        "predicted mfu": 4 * active_parameters(config) * tokens_per_second / PEAK_FLOPS["H200"],
+    }
+
+
+def _difference(three: Simulated, two: Simulated) -> dict[tuple[str, str], Work]:
+    return {kind: work.plus(two.work.get(kind, Work()), -1) for kind, work in three.work.items()}
 
 
 def _row(batch_size: int, positions: int, recompute: int | None, found: Simulated) -> dict[str, Any]:
@@ -275,11 +106,14 @@ def _row(batch_size: int, positions: int, recompute: int | None, found: Simulate
 
 
 def operation_rows(setting: Setting) -> list[dict[str, Any]]:
-    """Where the predicted time of a step goes: operations of all layers, and of what is outside them, longest first."""
+    """Where the predicted time of a step goes: operations of all layers, and of what is outside them, longest first.
+
+    What the first layer does not do, as its input needs no gradient, is less than none outside.
+    """
     layers = released_model_config().text_config.num_hidden_layers
-    two, three = (simulate(dataclasses.replace(setting, layers=number)).work for number in (2, 3))
-    in_layer = {kind: work.plus(two.get(kind, Work()), -1) for kind, work in three.items()}
-    outside = {kind: work.plus(in_layer.get(kind, Work()), -2) for kind, work in two.items()}
+    two, three = (simulate(dataclasses.replace(setting, layers=number)) for number in (2, 3))
+    in_layer = _difference(three, two)
+    outside = {kind: work.plus(in_layer.get(kind, Work()), -2) for kind, work in two.work.items()}
     found = [("layers", kind, Work().plus(work, layers)) for kind, work in in_layer.items()]
     found += [("outside", kind, work) for kind, work in outside.items()]
     total = sum(work.seconds for _, _, work in found)
@@ -304,14 +138,21 @@ def main() -> int:
     parser.add_argument("--operations", action="store_true", help="print where the time of a step goes, and no more")
     parser.add_argument("--batch-size", type=int, default=16, help="for --operations")
     parser.add_argument("--positions", type=int, default=500, help="for --operations")
+    parser.add_argument("--kernels", default="torch", choices=("plain", "torch", "liger"), help="for --operations")
+    parser.add_argument("--compiled", action="store_true", help="for --operations")
+    parser.add_argument("--varlen", action="store_true", help="for --operations")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/simulated_h200.json"))
     arguments = parser.parse_args()
     if arguments.operations:
-        print_table(operation_rows(Setting(arguments.batch_size, arguments.positions)))
+        shape = arguments.batch_size, arguments.positions
+        parts = {name: getattr(arguments, name) for name in ("kernels", "compiled", "varlen")}
+        print_table(operation_rows(Setting(*shape, **parts)))
         return 0
+    variants = variant_rows()
     rows = memory_rows(arguments.layers)
     print_table(rows)
-    write_json(arguments.output, {"run": describe_run(torch.device("cpu")), "rows": rows})
+    print_table(variants)
+    write_json(arguments.output, {"run": describe_run(torch.device("cpu")), "rows": rows, "variants": variants})
     return 0
 
 

@@ -36,8 +36,9 @@ def load_device() -> None:
 
 load_device()
 import torch  # noqa: E402
+import torch.nn.attention.varlen  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from simulated_work import H200, Account, Device, Work, bytes_moved, flash_backward_workspace  # noqa: E402
+from simulated_work import H200, Account, Device, Work, bytes_moved, flash_backward_workspace, num_bytes  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
@@ -80,7 +81,11 @@ WITHOUT_KERNEL = (
     *("aten.empty", "aten.new_empty", "aten.sym_", "aten._reshape_alias", "aten.reshape", "prim.", "profiler."),
 )
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
-FLASH_BACKWARD = aten._scaled_dot_product_flash_attention_backward.default
+VARLEN = torch.ops.torch_attn._varlen_attn.default
+FLASH_BACKWARD = {
+    aten._scaled_dot_product_flash_attention_backward.default,
+    torch.ops.torch_attn._varlen_attn_backward.default,
+}
 
 
 class SimulatedCuda(TorchDispatchMode):
@@ -109,10 +114,15 @@ class SimulatedCuda(TorchDispatchMode):
     @contextlib.contextmanager
     def real(self) -> Iterator[None]:
         """While open, operations are real ones, on the CPU, and are not counted."""
+        with self.uncounted(), unset_fake_temporarily():
+            yield
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """While open, operations have shapes alone, and are not counted."""
         before, self._aside = self._aside, True
         try:
-            with unset_fake_temporarily():
-                yield
+            yield
         finally:
             self._aside = before
 
@@ -185,13 +195,23 @@ class SimulatedCuda(TorchDispatchMode):
             return
         if func.is_view or str(func).startswith(WITHOUT_KERNEL) or not (results or tensors):
             return
-        if func is FLASH_BACKWARD:
+        if func is VARLEN:
+            self.account.attention["varlen"] += 1
+        if func in FLASH_BACKWARD:
             self.account.peak = max(self.account.peak, self.account.alive + flash_backward_workspace(*args[1:3]))
         self._add_work(func, args, kwargs, tensors, results)
 
+    def _with_lengths(self, leaf: Any) -> Any:
+        """An int32 tensor as its values: FLOPs of variable-length attention depend on them."""
+        known = self.value_of(leaf) if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.int32 else None
+        return leaf if known is None else known
+
     def _add_work(self, func, args, kwargs, tensors, results) -> None:
-        formula = flop_registry.get(func._overloadpacket)
-        flops = formula(*args, **kwargs, out_val=results[0] if len(results) == 1 else tuple(results)) if formula else 0
+        formula, flops = flop_registry.get(func._overloadpacket), 0
+        if formula is not None:
+            args, kwargs = tree_map(self._with_lengths, (args, kwargs))
+            with self.real():
+                flops = formula(*args, **kwargs, out_val=results[0] if len(results) == 1 else tuple(results))
         self.launch(str(func), tensors, flops=flops, moved=bytes_moved(func, tensors, results))
 
     def launch(self, name: str, tensors: list[torch.Tensor], *, flops: int, moved: int) -> None:
@@ -225,14 +245,15 @@ def simulated_cuda(device: Device = H200) -> Iterator[SimulatedCuda]:
 @contextlib.contextmanager
 def _python_parts(mode: SimulatedCuda) -> Iterator[None]:
     """What torch does before it dispatches and cannot do on a fake CUDA device: reading values, choosing attention."""
-    stock = torch.Tensor.tolist, torch.tensor, F.scaled_dot_product_attention
+    stock = torch.Tensor.tolist, torch.tensor, F.scaled_dot_product_attention, torch.compile
     torch.Tensor.tolist = _tolist(mode, stock[0])
     torch.tensor = _tensor(mode, stock[1])
     F.scaled_dot_product_attention = _attention(mode, stock[2])
+    torch.compile = _compile(mode)
     try:
         yield
     finally:
-        torch.Tensor.tolist, torch.tensor, F.scaled_dot_product_attention = stock
+        torch.Tensor.tolist, torch.tensor, F.scaled_dot_product_attention, torch.compile = stock
 
 
 def _tolist(mode: SimulatedCuda, stock: Callable) -> Callable:
@@ -264,6 +285,28 @@ def _tensor(mode: SimulatedCuda, stock: Callable) -> Callable:
         return mode.to_device(made) if on_device else made
 
     return tensor
+
+
+def _compile(mode: SimulatedCuda) -> Callable:
+    """Stands in for torch.compile: one launch that reads or writes each of a function's tensors once.
+
+    `tests/unit/model/test_fused_layer.py` holds that this is what torch.compile makes of them.
+    """
+
+    def compile_function(function: Callable, **settings) -> Callable:
+        def call(*args):
+            with mode.uncounted():
+                result = function(*args)
+            tensors = {id(leaf): leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)}
+            for tensor in tensors.values():
+                mode.account.hold(tensor)
+            moved = sum(num_bytes(tensor) for tensor in tensors.values())
+            mode.launch(f"compiled.{function.__name__}", list(tensors.values()), flops=0, moved=moved)
+            return result
+
+        return call
+
+    return compile_function
 
 
 def _attention(mode: SimulatedCuda, stock: Callable) -> Callable:

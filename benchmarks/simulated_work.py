@@ -107,9 +107,13 @@ H200 = Device(flops=790e12, bytes_per_second=0.85 * 4.8e12)
 def flash_backward_workspace(query: torch.Tensor, key: torch.Tensor) -> int:
     """Bytes of what FlashAttention-2's backward allocates for itself: [batch, heads, length, head_dim] each.
 
+    Samples one after another, [rows, heads, head_dim], count as one that is as long.
+
     An fp32 sum for the query's gradient and two sums a row; with fewer key than query heads, key and value gradients
     of every query head too, before they are added up.
     """
+    if query.dim() == 3:
+        query, key = (states.transpose(0, 1).unsqueeze(0) for states in (query, key))
     batch, heads, length, head_dim = query.shape
     rows = batch * heads * round_up(length, 128)
     expanded = 2 * batch * heads * key.shape[2] * head_dim * key.element_size() if key.shape[1] != heads else 0

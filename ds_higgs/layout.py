@@ -122,8 +122,9 @@ class RowOrder(_Tensors):
 
     num_text, num_audio: sizes of the two blocks; rows = num_text + num_audio.
     source: [rows] int64, indices into the flattened [batch * length] sequence; each block in order.
-    grid_slot: [rows] int64, indices into the flattened right-padded grid [batch * grid_length].
-    row_of_cell: [batch * grid_length] int64, the inverse of `grid_slot`; -1 in the padding.
+    grid_slot: [rows] int64, indices into the cells that attention works on: the flattened right-padded grid
+        [batch * grid_length].
+    row_of_cell: [cells] int64, the inverse of `grid_slot`; -1 in the padding.
     positions: [rows] int64, from 0 in every sample.
     """
 
@@ -135,6 +136,18 @@ class RowOrder(_Tensors):
     grid_slot: torch.Tensor
     row_of_cell: torch.Tensor
     positions: torch.Tensor
+
+    def without_padding(self) -> tuple["RowOrder", torch.Tensor]:
+        """The same rows on a grid that is one sample after another, and where each begins, [batch_size + 1] int32.
+
+        `grid_length` stays the longest sample's. The host waits for nothing.
+        """
+        lengths = (self.row_of_cell.view(self.batch_size, -1) >= 0).sum(dim=1)
+        ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        slot = ends[self.grid_slot // self.grid_length] + self.grid_slot % self.grid_length
+        row_of_cell = torch.empty_like(slot).index_copy_(0, slot, torch.arange(len(slot), device=slot.device))
+        values = {field.name: getattr(self, field.name) for field in fields(RowOrder)}
+        return RowOrder(**{**values, "grid_slot": slot, "row_of_cell": row_of_cell}), ends.to(torch.int32)
 
 
 def order_rows(padding_mask: torch.Tensor, audio_mask: torch.Tensor, position_ids: torch.Tensor) -> RowOrder:

@@ -26,8 +26,13 @@ Project = Callable[[torch.Tensor], torch.Tensor]  # hidden states [rows, hidden]
 # published trainer of this codec uses (k2-fsa/OmniVoice, `audio_codebook_weights`).
 CODEBOOK_WEIGHTS = {"falling": (8, 8, 6, 6, 4, 4, 2, 2), "first": (8, 1, 1, 1, 1, 1, 1, 1)}
 
-# Rows of fp32 text logits alive at once: 128 x 128,256 x 4 bytes = 66 MB.
-TEXT_CHUNK_ROWS = 128
+
+def text_chunk_rows(*, cuda: bool) -> int:
+    """Rows of fp32 text logits alive at once: 128 x 128,256 x 4 bytes = 66 MB.
+
+    On a GPU, fewer than about 200 would take as long as reading the head's weights does.
+    """
+    return 256 if cuda else 128
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def text_loss_sum(
     head: nn.Module,
     *,
     scale: torch.Tensor | None = None,
-    chunk_rows: int = TEXT_CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> torch.Tensor:
     """Sum of the cross-entropy of `head(hidden_rows)` with `labels`, in fp32: [] fp32; see `head_loss_sum`.
 
@@ -151,7 +156,7 @@ def head_loss_sum(
     row_loss: RowLoss,
     *,
     scale: torch.Tensor | None = None,
-    chunk_rows: int = TEXT_CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> torch.Tensor:
     """Sum of a loss of `head(hidden_rows)`: [] fp32.
 
@@ -176,10 +181,10 @@ def head_loss_sum(
     return _in_one_call(head, compute, hidden_rows)
 
 
-def _rows_at_once(head: nn.Module, hidden_rows: torch.Tensor, chunk_rows: int) -> int:
+def _rows_at_once(head: nn.Module, hidden_rows: torch.Tensor, chunk_rows: int | None) -> int:
     """All rows for a head of several modules that ZeRO-3 splits: it gathers them at each call of each, on all ranks."""
     is_split = any(head.children()) and any(hasattr(weight, "ds_id") for weight in head.parameters())
-    return max(1, hidden_rows.shape[0]) if is_split else chunk_rows
+    return max(1, hidden_rows.shape[0]) if is_split else chunk_rows or text_chunk_rows(cuda=hidden_rows.is_cuda)
 
 
 def _in_one_call(head: nn.Module, compute: Callable[[Project, torch.Tensor], T], hidden_rows: torch.Tensor) -> T:
@@ -241,7 +246,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 @torch.no_grad()
 def text_losses(
-    hidden_rows: torch.Tensor, labels: torch.Tensor, head: nn.Module, *, chunk_rows: int = TEXT_CHUNK_ROWS
+    hidden_rows: torch.Tensor, labels: torch.Tensor, head: nn.Module, *, chunk_rows: int | None = None
 ) -> torch.Tensor:
     """The cross-entropy of each row of `head(hidden_rows)` with its label, in fp32: [rows] fp32, without a gradient.
 

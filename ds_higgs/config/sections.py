@@ -129,7 +129,9 @@ class MemoryConfig(Section):
         "auto", description="Norm, SwiGLU, rotary. auto: liger where installed, on CUDA; plain: the model's own."
     )
     compile: Literal["auto", "off"] = Field("auto", description="auto: torch.compile torch's kernels, on CUDA.")
-    attention: Literal["auto", "sdpa", "flash_attention_2"] = Field("auto", description="Attention implementation.")
+    attention: Literal["auto", "sdpa", "flash_attention_2", "varlen"] = Field(
+        "auto", description="auto: sdpa. varlen: torch's FlashAttention without padding, with packed rows, on CUDA."
+    )
 
 
 class EvalConfig(Section):

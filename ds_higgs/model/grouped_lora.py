@@ -36,15 +36,36 @@ class Group(NamedTuple):
     def dropout(self) -> float:
         return self.parts[0].dropout
 
-    def apply(self, hidden: torch.Tensor, dropped: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    def apply(
+        self, hidden: torch.Tensor, dropped: torch.Tensor | None = None, onto: "Onto | None" = None
+    ) -> tuple[torch.Tensor, ...]:
         """Every projection of `hidden` [rows, in].
 
         Args:
             dropped: `hidden` after the adapters' dropout; None leaves that to this call.
+            onto: what a single projection is added to, in place, and which is returned.
         """
         weights, downs, ups, dropouts, scalings = zip(*self.parts, strict=True)
-        rate = dropouts[0] if dropped is None else 0.0
-        return _GroupedLora.apply(hidden, dropped, rate, scalings[0], len(self.parts), *weights, *downs, *ups)
+        assert onto is None or len(weights) == 1
+        settings = _Settings(dropouts[0] if dropped is None else 0.0, scalings[0], len(weights), onto and onto.start)
+        total = None if onto is None else onto.total
+        return _GroupedLora.apply(hidden, dropped, total, settings, *weights, *downs, *ups)
+
+
+class Onto(NamedTuple):
+    """Rows of a tensor, from `start` on."""
+
+    total: torch.Tensor
+    start: int
+
+
+class _Settings(NamedTuple):
+    """start: the first row of what is added to."""
+
+    dropout: float
+    scaling: float
+    num_projections: int
+    start: int | None
 
 
 def find_group(hidden: torch.Tensor, projections: Sequence[nn.Module]) -> Group | None:
@@ -102,7 +123,8 @@ class _GroupedLora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, dropped, dropout, scaling, num_projections, *matrices):
+    def forward(ctx, hidden, dropped, total, settings, *matrices):
+        dropout, scaling, num_projections, start = settings
         weights, downs, ups = _thirds(matrices, num_projections)
         mask, ctx.is_given = None, dropped is not None
         if dropped is None:
@@ -110,16 +132,21 @@ class _GroupedLora(torch.autograd.Function):
         down = torch.cat(list(downs)) if num_projections > 1 else downs[0]  # [ranks, in]
         low = _scaled_product(dropped, down.t(), scaling)  # [rows, ranks]
         ranks = [matrix.shape[0] for matrix in downs]
-        outputs = []
-        for weight, up, part in zip(weights, ups, low.split(ranks, dim=1), strict=True):
-            outputs.append((part @ up.t()).addmm_(hidden, weight.t()))
         ctx.save_for_backward(dropped, mask, low, down, *weights, *ups)
         ctx.dropout, ctx.scaling, ctx.ranks = dropout, scaling, ranks
-        return tuple(outputs)
+        ctx.block = None if start is None else slice(start, start + len(hidden))
+        if total is not None:
+            total[ctx.block].addmm_(low, ups[0].t()).addmm_(hidden, weights[0].t())
+            ctx.mark_dirty(total)
+            return (total,)
+        parts = zip(weights, ups, low.split(ranks, dim=1), strict=True)
+        return tuple((part @ up.t()).addmm_(hidden, weight.t()) for weight, up, part in parts)
 
     @staticmethod
     def backward(ctx, *grads):
         dropped, mask, low, down, *rest = ctx.saved_tensors
+        grad_total = None if ctx.block is None else grads[0]
+        grads = grads if ctx.block is None else (grads[0][ctx.block],)
         weights, ups = rest[: len(grads)], rest[len(grads) :]
         grad_low = torch.empty_like(low)
         for grad, up, part in zip(grads, ups, grad_low.split(ctx.ranks, dim=1), strict=True):
@@ -133,7 +160,7 @@ class _GroupedLora(torch.autograd.Function):
                 grad_hidden, grad_dropped = _grad_through_bases(grads, weights), through_adapters
             else:
                 grad_hidden = _grad_through_bases(grads, weights, onto=through_adapters)
-        return grad_hidden, grad_dropped, None, None, None, *(None for _ in weights), *grad_downs, *grad_ups
+        return grad_hidden, grad_dropped, grad_total, None, *(None for _ in weights), *grad_downs, *grad_ups
 
 
 def _thirds(matrices: Sequence[torch.Tensor], size: int) -> list[Sequence[torch.Tensor]]:

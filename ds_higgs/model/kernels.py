@@ -1,6 +1,7 @@
 """Chooses kernels for norms, SwiGLU, rotary embedding and attention, and puts Liger's on this model's own modules."""
 
 import functools
+import inspect
 
 import torch
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
@@ -8,6 +9,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from ds_higgs.errors import UserError
 from ds_higgs.job.preflight import is_installed
+
+FLASH_CAPABILITY = (8, 0)
 
 
 def choose_kernels(choice: str, *, device_type: str) -> str:
@@ -33,23 +36,30 @@ def choose_compiled(choice: str, *, kernels: str, device_type: str) -> bool:
     return choice == "auto" and kernels == "torch" and device_type == "cuda" and is_installed("triton")
 
 
-def choose_attention(choice: str, *, device_type: str, dtype: torch.dtype) -> str:
+def choose_attention(choice: str, *, device_type: str, dtype: torch.dtype, packed_rows: bool = True) -> str:
     """Resolve `memory.attention`: "auto" is SDPA, whose flash kernels packed rows reach without a mask.
 
     Raises:
-        UserError: if "flash_attention_2" is asked for and cannot work.
+        UserError: if "flash_attention_2" or "varlen" is asked for and cannot work.
     """
-    if choice == "flash_attention_2":
-        problems = []
-        if device_type != "cuda":
-            problems.append(f"it needs a CUDA device, found {device_type}")
-        if not is_installed("flash_attn"):
-            problems.append("the package flash-attn is not installed")
-        if dtype not in (torch.bfloat16, torch.float16):
-            problems.append(f"it needs bf16 (zero.precision), found {str(dtype).removeprefix('torch.')}")
-        if problems:
-            raise UserError.from_problems("memory.attention: flash_attention_2 cannot be used:", problems)
-    return "sdpa" if choice == "auto" else choice
+    if choice in ("auto", "sdpa"):
+        return "sdpa"
+    problems = []
+    if device_type != "cuda":
+        problems.append(f"it needs a CUDA device, found {device_type}")
+    elif choice == "varlen" and torch.cuda.get_device_capability() < FLASH_CAPABILITY:
+        problems.append("it needs a GPU of compute capability 8.0 or higher (Ampere)")
+    if choice == "flash_attention_2" and not is_installed("flash_attn"):
+        problems.append("the package flash-attn is not installed")
+    if choice == "varlen" and not _has_varlen():
+        problems.append(f"it needs torch.nn.attention.varlen with shared heads, found torch {torch.__version__}")
+    if choice == "varlen" and not packed_rows:
+        problems.append("it needs memory.packed_rows: true")
+    if dtype not in (torch.bfloat16, torch.float16):
+        problems.append(f"it needs bf16 (zero.precision), found {str(dtype).removeprefix('torch.')}")
+    if problems:
+        raise UserError.from_problems(f"memory.attention: {choice} cannot be used:", problems)
+    return choice
 
 
 def apply_liger_kernels(model: HiggsAudioModel) -> None:
@@ -94,3 +104,11 @@ def liger_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 def _liger_mlp(mlp: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
     return mlp.down_proj(liger_swiglu(mlp.gate_proj(hidden_states), mlp.up_proj(hidden_states)))
+
+
+def _has_varlen() -> bool:
+    if not is_installed("torch.nn.attention.varlen"):
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()

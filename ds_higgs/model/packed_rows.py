@@ -11,10 +11,9 @@ and the kernels without a mask can be used.
 import functools
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
-import torch.nn.functional as F
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from boson_multimodal.model.higgs_audio.modeling_higgs_audio import HiggsAudioDualFFNDecoderLayer
 from torch import nn
@@ -22,7 +21,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaFlashA
 
 from ds_higgs.layout import RowOrder, order_rows
 from ds_higgs.model.activation_checkpointing import is_checkpointed
+from ds_higgs.model.attention import flash_attention_2, sdpa, varlen
 from ds_higgs.model.expanded_forward import expanded_sequence
+from ds_higgs.model.fused_functions import draw_seeds
+from ds_higgs.model.fused_layer import PLACES, Functions, FusedLayer, Places, can_fuse
 from ds_higgs.model.grouped_lora import project
 from ds_higgs.model.layer_kernels import LayerKernels, torch_kernels
 
@@ -32,30 +34,41 @@ class PackedRows(RowOrder):
     """The order of a batch's rows, for every layer of one forward.
 
     rope: cosine and sine, [rows, head_dim] each, in the dtype of the hidden states.
-    grid_source: [batch * grid_length] int64, the row that each cell takes: its own, or, in the padding, the first.
+    ends: [batch + 1] int32, where each sample's cells begin and the last one's end, if there is no padding; else None.
+    cell_source: [cells] int64, the row that each cell takes: its own, or, in the padding, the first.
+    seeds: [layers, ...] of the fused layers' dropouts; None where nothing is dropped.
     """
 
     rope: tuple[torch.Tensor, torch.Tensor]
-    grid_source: torch.Tensor
+    ends: torch.Tensor | None
+    cell_source: torch.Tensor
+    seeds: torch.Tensor | None = None
 
     def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The text block and the audio block of [rows, ...], as views."""
         text, audio = rows.split([self.num_text, self.num_audio])  # one gradient for both, unlike two slices
         return text, audio
 
-    def to_grid(self, rows: torch.Tensor) -> torch.Tensor:
-        """Lay [rows, heads, head_dim] out as [batch, grid_length, heads, head_dim].
+    def to_cells(self, rows: torch.Tensor) -> torch.Tensor:
+        """Lay [rows, heads, head_dim] out for attention, as [cells, heads, head_dim].
 
         The padding holds the first row: no real query looks that way, and nothing comes back from there.
         """
-        return self.as_grid(_Spread.apply(rows, self.grid_source, self.grid_slot))
+        return _Spread.apply(rows, self.cell_source, self.grid_slot)
 
-    def as_grid(self, cells: torch.Tensor) -> torch.Tensor:
-        return cells.unflatten(0, (self.batch_size, self.grid_length))
+    def from_cells(self, cells: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to_cells`; the gradient is zero in the padding."""
+        return _Gather.apply(cells, self.grid_slot)
 
-    def from_grid(self, grid: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_grid`; the gradient is zero in the padding."""
-        return _Gather.apply(grid.flatten(0, 1), self.grid_slot)
+    def attend(
+        self, attention: LlamaAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Causal attention of each sample: query, key and value [cells, heads, head_dim] to the query's shape."""
+        if self.ends is not None:
+            return varlen(query, key, value, self.ends, self.grid_length)
+        kernel = flash_attention_2 if isinstance(attention, LlamaFlashAttention2) else sdpa
+        grids = (states.unflatten(0, (self.batch_size, self.grid_length)) for states in (query, key, value))
+        return kernel(*grids).flatten(0, 1)
 
 
 class _Scatter(torch.autograd.Function):
@@ -103,7 +116,10 @@ class LayerParts:
     """What a packed layer is computed with."""
 
     kernels: LayerKernels = field(default_factory=torch_kernels)
+    fused: Functions | None = None  # of layers that can be fused; the rest run by the others
+    least_fused_rows: int = 0
     project: Callable[[torch.Tensor, Sequence[nn.Module]], list[torch.Tensor]] = project
+    varlen: bool = False  # attention without padding, see `attention.varlen`
 
 
 def enable_packed_rows(model: HiggsAudioModel, *, parts: LayerParts | None = None) -> None:
@@ -119,7 +135,7 @@ def enable_packed_rows(model: HiggsAudioModel, *, parts: LayerParts | None = Non
         assert not is_checkpointed(layer), "enable packed rows before activation checkpointing"
         layer.forward = functools.partial(_layer_forward, layer, layer.forward, parts)
     model._update_causal_mask = types.MethodType(_keep_padding_mask, model)
-    model._forward_core = types.MethodType(_forward_core, model)
+    model._forward_core = types.MethodType(functools.partial(_forward_core, parts), model)
 
 
 def can_pack_rows(model: HiggsAudioModel) -> bool:
@@ -137,12 +153,20 @@ def pack_rows(
     padding_mask: torch.Tensor,
     audio_mask: torch.Tensor,
     position_ids: torch.Tensor,
+    *,
+    padded: bool = True,
 ) -> PackedRows:
-    """The order of a batch's rows, from the collator where it made one, and their rotary embedding."""
-    order = expanded_sequence(model) or order_rows(padding_mask, audio_mask, position_ids)
+    """The order of a batch's rows, from the collator where it made one, and their rotary embedding.
+
+    Args:
+        padded: whether attention works on a right-padded grid; else samples lie one after another.
+    """
+    order: RowOrder = expanded_sequence(model) or order_rows(padding_mask, audio_mask, position_ids)
+    order, ends = (order, None) if padded else order.without_padding()
     cos, sin = model.rotary_emb(hidden_states, order.positions.unsqueeze(0))
     values = {field.name: getattr(order, field.name) for field in fields(RowOrder)}
-    return PackedRows(**values, rope=(cos.squeeze(0), sin.squeeze(0)), grid_source=order.row_of_cell.clamp(min=0))
+    rope, cell_source = (cos.squeeze(0), sin.squeeze(0)), order.row_of_cell.clamp(min=0)
+    return PackedRows(**values, rope=rope, ends=ends, cell_source=cell_source)
 
 
 def _keep_padding_mask(
@@ -156,7 +180,9 @@ def _keep_padding_mask(
     )
 
 
-def _forward_core(model: HiggsAudioModel, hidden_states: torch.Tensor, causal_mask: torch.Tensor, **kwargs):
+def _forward_core(
+    parts: LayerParts, model: HiggsAudioModel, hidden_states: torch.Tensor, causal_mask: torch.Tensor, **kwargs
+):
     """Stands in for HiggsAudioModel._forward_core; `causal_mask` is what `_keep_padding_mask` returned."""
     if kwargs["past_key_values"] is not None or kwargs["use_cache"]:
         return HiggsAudioModel._forward_core(model, hidden_states=hidden_states, causal_mask=causal_mask, **kwargs)
@@ -166,7 +192,10 @@ def _forward_core(model: HiggsAudioModel, hidden_states: torch.Tensor, causal_ma
         )
         return HiggsAudioModel._forward_core(model, hidden_states=hidden_states, causal_mask=causal_mask, **kwargs)
 
-    rows = pack_rows(model, hidden_states, causal_mask, kwargs["audio_discrete_codes_mask"], kwargs["position_ids"])
+    masks = causal_mask, kwargs["audio_discrete_codes_mask"]
+    rows = pack_rows(model, hidden_states, *masks, kwargs["position_ids"], padded=not parts.varlen)
+    if parts.fused is not None and model.training:
+        rows = replace(rows, seeds=draw_seeds(len(model.layers), PLACES, device=hidden_states.device))
     flat = hidden_states.flatten(0, 1)
     packed = flat.index_select(0, rows.source)
     for layer in model.layers:
@@ -182,6 +211,8 @@ def _layer_forward(
     rows = kwargs.get("packed_rows")
     if rows is None:
         return stock_forward(hidden_states, *args, **kwargs)
+    if parts.fused is not None and len(hidden_states) >= parts.least_fused_rows and can_fuse(layer):
+        return (_fused_forward(layer, parts.fused, rows, hidden_states),)
     norm = parts.kernels.norm
     text, audio = rows.split(hidden_states)
     normed = torch.cat([norm(layer.input_layernorm, text), norm(layer.audio_input_layernorm, audio)])
@@ -190,6 +221,15 @@ def _layer_forward(
     text = _feed_forward(layer.mlp, norm(layer.post_attention_layernorm, text), parts)
     audio = _feed_forward(layer.audio_mlp, norm(layer.audio_post_attention_layernorm, audio), parts)
     return (hidden_states + torch.cat([text, audio]),)
+
+
+def _fused_forward(
+    layer: HiggsAudioDualFFNDecoderLayer, functions: Functions, rows: PackedRows, hidden: torch.Tensor
+) -> torch.Tensor:
+    attend = functools.partial(rows.attend, layer.self_attn)
+    places = Places((rows.num_text, rows.num_audio), rows.row_of_cell, rows.grid_slot, rows.rope)
+    seeds = None if rows.seeds is None else rows.seeds[layer.self_attn.layer_idx]
+    return FusedLayer(functions, places, attend, seeds)(layer, hidden)
 
 
 def _feed_forward(mlp: LlamaMLP, hidden: torch.Tensor, parts: LayerParts) -> torch.Tensor:
@@ -203,25 +243,6 @@ def _attend(attention: LlamaAttention, hidden: torch.Tensor, rows: PackedRows, p
     states = parts.project(hidden, (attention.q_proj, attention.k_proj, attention.v_proj))
     query, key, value = (state.unflatten(-1, (-1, attention.head_dim)) for state in states)  # [rows, heads, head_dim]
     query, key = parts.kernels.rotate(query, key, *rows.rope)
-    kernel = _flash_attention_2 if isinstance(attention, LlamaFlashAttention2) else _sdpa
-    out = kernel(*(rows.to_grid(states) for states in (query, key, value)))
-    (projected,) = parts.project(rows.from_grid(out).flatten(1), (attention.o_proj,))
+    out = rows.attend(attention, *(rows.to_cells(states) for states in (query, key, value)))
+    (projected,) = parts.project(rows.from_cells(out).flatten(1), (attention.o_proj,))
     return projected
-
-
-def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """[batch, length, heads, head_dim] each, fewer heads in key and value; returns the query's shape."""
-    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-    share_heads = not query.is_cuda or query.dtype in (torch.bfloat16, torch.float16)
-    if (
-        not share_heads
-    ):  # flash takes no fp32, and the memory-efficient kernel no shared heads: torch would write scores out
-        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=share_heads).transpose(1, 2)
-
-
-def _flash_attention_2(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """As `_sdpa`, by the flash-attn package."""
-    from flash_attn import flash_attn_func
-
-    return flash_attn_func(query, key, value, causal=True)

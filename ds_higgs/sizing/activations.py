@@ -10,7 +10,8 @@ first one, when all gradients are there.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ds_higgs.losses import TEXT_CHUNK_ROWS
+from ds_higgs.losses import text_chunk_rows
+from ds_higgs.model.fused_layer import LEAST_ROWS
 from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
 
 # Rows of the feed-forward's width alive in SwiGLU's backward pass: its own gradient and what each way makes of it.
@@ -126,7 +127,7 @@ class _Step:
 
     def attention(self) -> int:
         """The norm's input, query, key, value and output in the grid with a number a row, and LoRA's inputs."""
-        model, cells = self.model, self.batch.grid_cells
+        model, cells = self.model, self.cells
         grid = self.rows(cells, 2 * model.query_width + 2 * model.key_width) + cells * model.num_heads * FP32
         positions = self.batch.positions
         return (
@@ -135,6 +136,11 @@ class _Step:
             + self.inputs(positions, model.hidden, projections=3, path="attention")
             + self.attention_output(positions)
         )
+
+    @property
+    def cells(self) -> int:
+        """Rows that attention works on."""
+        return self.batch.positions if self.policy.varlen else self.batch.grid_cells
 
     def attention_output(self, rows: int) -> int:
         return self.inputs(rows, self.model.query_width, projections=1, path="attention")
@@ -174,6 +180,7 @@ class _Step:
         if policy.lora_dropout == 0:
             return self.rows(rows, width) + outputs
         mask_bytes = 1 if policy.cuda or policy.grouped_lora else policy.element_bytes
+        mask_bytes = 0 if policy.fused and self.batch.positions >= LEAST_ROWS else mask_bytes
         copies = 1 if policy.grouped_lora else projections
         return whole + copies * rows * width * (policy.element_bytes + mask_bytes) + outputs
 
@@ -188,7 +195,7 @@ class _Step:
         text_rows, audio_rows = (self.rows(count, hidden) for count in (batch.text_rows, batch.audio_rows))
         audio = (3 + KEPT_COPIES * self.policy.keeps_audio) * FP32 * batch.audio_rows * self.model.audio_vocab
         if self.policy.supervised_heads:  # the text's gradient is made in the forward pass, chunk by chunk
-            logits = min(batch.text_rows, TEXT_CHUNK_ROWS) * self.model.text_vocab
+            logits = min(batch.text_rows, text_chunk_rows(cuda=self.policy.cuda)) * self.model.text_vocab
             normed = self.rows(batch.padded_positions, hidden)
             selected = normed + text_rows + audio_rows + self.of_base()
             copies_of_text = 3 + KEPT_COPIES * self.policy.keeps_text
@@ -228,7 +235,7 @@ class _Step:
 
     def attention_work(self) -> int:
         """Gradients of the attention's output, query, key and value, and the flash kernel's own workspace."""
-        model, cells = self.model, self.batch.grid_cells
+        model, cells = self.model, self.cells
         gradients = self.rows(cells, 2 * model.query_width + 2 * model.key_width)
         return gradients + flash_workspace(model, self.batch, self.policy)
 
@@ -241,7 +248,9 @@ def flash_workspace(model: ModelShape, batch: BatchShape, policy: Policy) -> int
     """
     if not policy.cuda or policy.element_bytes == FP32:
         return 0
-    rows = batch.num_samples * (-(-batch.longest // FLASH_BLOCK) * FLASH_BLOCK)
+    length = batch.positions if policy.varlen else batch.longest  # without padding, all samples count as one
+    rows = (1 if policy.varlen else batch.num_samples) * (-(-length // FLASH_BLOCK) * FLASH_BLOCK)
     shared = model.key_width < model.query_width
-    expanded = 2 * batch.grid_cells * model.query_width * policy.element_bytes if shared else 0
+    cells = batch.positions if policy.varlen else batch.grid_cells
+    expanded = 2 * cells * model.query_width * policy.element_bytes if shared else 0
     return rows * FP32 * (model.query_width + model.num_heads) + expanded

@@ -74,6 +74,8 @@ class Policy:
     lora_dropout: float = 0.05
     kernels: str = "torch"  # or "plain", "liger"
     grouped_lora: bool = True
+    fused: bool = False  # the layers of `fused_layer`, which keep no masks
+    varlen: bool = False  # attention without padding
     supervised_heads: bool = True
     keeps_text: bool = False  # the divergence from the base, on what predicts text
     keeps_audio: bool = False

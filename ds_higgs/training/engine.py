@@ -57,7 +57,7 @@ def build_trained_model(
         model = load_model(
             base,
             dtype=DTYPES[config.zero.precision],
-            attention=settings.attention,
+            attention="sdpa" if settings.attention == "varlen" else settings.attention,
             allow_fork=config.model.allow_fork,
             quantization=config.model.quantization,
             device=device,
@@ -74,6 +74,7 @@ def build_trained_model(
         packed_rows=settings.packed_rows,
         kernels=settings.kernels,
         compiled=settings.compiled,
+        varlen=settings.attention == "varlen",
         grouped_lora=settings.grouped_lora,
         activation_checkpointing=settings.activation_checkpointing,
     )

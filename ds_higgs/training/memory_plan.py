@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ds_higgs.config import Config
+from ds_higgs.config.sections import MemoryConfig
 from ds_higgs.job import distributed
 from ds_higgs.job.distributed import Ranks
 from ds_higgs.job.logs import logger
@@ -41,7 +42,12 @@ def choose_memory_settings(config: Config, *, device_type: str) -> MemorySetting
     memory = config.memory
     kernels = choose_kernels(memory.kernels, device_type=device_type)
     return MemorySettings(
-        attention=choose_attention(memory.attention, device_type=device_type, dtype=DTYPES[config.zero.precision]),
+        attention=choose_attention(
+            memory.attention,
+            device_type=device_type,
+            dtype=DTYPES[config.zero.precision],
+            packed_rows=memory.packed_rows,
+        ),
         kernels=kernels,
         compiled=choose_compiled(memory.compile, kernels=kernels, device_type=device_type),
         packed_rows=memory.packed_rows,
@@ -108,6 +114,7 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
     """
     zero, memory, keep = config.zero, config.memory, config.loss.keep_base
     quantized = config.model.quantization == "nf4"
+    grouped = memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and not quantized
     return Policy(
         element_bytes=DTYPES[zero.precision].itemsize,
         zero_stage=zero.stage_number,
@@ -123,7 +130,9 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         lora_rank=config.lora.highest_rank,
         lora_dropout=config.lora.dropout,
         kernels="torch" if memory.kernels == "auto" else memory.kernels,  # Liger's keep as much
-        grouped_lora=memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and not quantized,
+        grouped_lora=grouped,
+        fused=grouped and memory.packed_rows and _is_compiled(memory, cuda=cuda),
+        varlen=memory.attention == "varlen",
         supervised_heads=memory.supervised_text_head,
         keeps_text=keep is not None and keep.on_text,
         keeps_audio=keep is not None and keep.on_audio,
@@ -132,6 +141,13 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         averaged=config.optim.ema_decay is not None,
         cuda=cuda,
     )
+
+
+def _is_compiled(memory: MemoryConfig, *, cuda: bool) -> bool:
+    """Whether torch.compile will make the layers' kernels, as far as this machine can tell."""
+    device_type = "cuda" if cuda else "cpu"
+    kernels = choose_kernels("auto", device_type=device_type) if memory.kernels == "auto" else memory.kernels
+    return choose_compiled(memory.compile, kernels=kernels, device_type=device_type)
 
 
 def configured_checkpointing(config: Config) -> int | None:

@@ -49,18 +49,19 @@ def with_a_mask(model: torch.nn.Module) -> None:
         mask = torch.ones(heads[0].shape[2], heads[0].shape[2], dtype=torch.bool, device="cuda")
         return torch.nn.functional.scaled_dot_product_attention(*heads, mask, enable_gqa=True).transpose(1, 2)
 
-    packed_rows._sdpa = attend
+    packed_rows.sdpa = attend
 
 
 def in_fp32(model: torch.nn.Module) -> None:
-    stock = packed_rows._sdpa
-    packed_rows._sdpa = lambda *states: stock(*(one.float() for one in states)).to(states[0].dtype)
+    stock = packed_rows.sdpa
+    packed_rows.sdpa = lambda *states: stock(*(one.float() for one in states)).to(states[0].dtype)
 
 
 def expanded_by_the_model(model: torch.nn.Module) -> None:
     step_module.forward_label_free = lambda model, inputs: model(**inputs, use_cache=False)
 
 
+VARIANTS: dict[str, dict] = {"compiled": {"compiled": True}, "varlen": {"compiled": True, "varlen": True}}
 CHANGES: dict[str, Change | None] = {
     "whole": None,
     "another kernel": after_layers(lambda rows: rows * 2),
@@ -75,11 +76,11 @@ CHANGES: dict[str, Change | None] = {
 }
 
 
-def count(change: Change | None) -> dict:
+def count(change: Change | None, **variant) -> dict:
     """Counts of a step, by layer where they grow with the layers; or the error that the device raised."""
     try:
         two, three = (
-            simulate.simulate(simulate.Setting(layers=layers, batch_size=BATCH_SIZE), change=change)
+            simulate.simulate(simulate.Setting(layers=layers, batch_size=BATCH_SIZE, **variant), change=change)
             for layers in (2, 3)
         )
     except RuntimeError as error:
@@ -99,7 +100,8 @@ def count(change: Change | None) -> dict:
 def estimates() -> dict[str, float]:
     """The estimate over the simulated peak, of the smallest and the largest batch and every policy, in four layers."""
     settings = [
-        simulate.Setting(batch_size, positions, recompute, layers=4)
+        simulate.Setting(batch_size, positions, recompute, layers=4, **variant)
+        for variant in ({}, *VARIANTS.values())
         for batch_size, positions in ((2, 500), (16, 2000))
         for recompute in simulate.CHECKPOINTING_CHOICES
     ]
@@ -139,6 +141,7 @@ if __name__ == "__main__":
         found = {
             "estimates": estimates(),
             "estimate of more": estimate_of_a_step_that_keeps_more(),
+            "variants": {name: count(None, **variant) for name, variant in VARIANTS.items()},
             "steps": {name: count(change) for name, change in CHANGES.items()},
         }
     Path(sys.argv[1]).write_text(json.dumps(found))

@@ -10,23 +10,29 @@ import pytest
 from tests.support.launching import ROOT
 
 # Measured, as they are: whoever lowers one lowers it here.
-KERNELS_PER_LAYER = 137  # forward and backward, torch's own kernels, rank 16, dropout 0.05
+KERNELS_PER_LAYER = 134  # forward and backward, torch's own kernels, rank 16, dropout 0.05
 WAITS = 0  # in a micro-batch
 KEPT_BYTES_PER_LAYER_AND_POSITION = 116_100
+FUSED = {"compiled": (93, 98_700), "varlen": (95, 97_100)}  # with torch.compile: the same
 
 
-def find_problems(counts: dict) -> list[str]:
+def find_problems(
+    counts: dict,
+    *,
+    most_kernels: int = KERNELS_PER_LAYER,
+    most_kept: int = KEPT_BYTES_PER_LAYER_AND_POSITION,
+) -> list[str]:
     """Why a step is not what it has to be."""
     if "error" in counts:
         return ["error"]
     kernels = counts["forward_kernels_per_layer"] + counts["backward_kernels_per_layer"]
     checks = {
-        "kernels": kernels <= KERNELS_PER_LAYER,
-        "kept": counts["kept_bytes_per_layer_and_position"] <= KEPT_BYTES_PER_LAYER_AND_POSITION,
+        "kernels": kernels <= most_kernels,
+        "kept": counts["kept_bytes_per_layer_and_position"] <= most_kept,
         "waits in layers": counts["waits_per_layer"] == 0 and not counts["backward_waits"],
         "waits": len(counts["waits"]) <= WAITS,
         "cpu": not counts["computed_on_cpu"],
-        "attention": set(counts["attention"]) == {"flash"},
+        "attention": set(counts["attention"]) in ({"flash"}, {"varlen"}),
     }
     return [name for name, passed in checks.items() if not passed]
 
@@ -51,7 +57,7 @@ def counted(simulated) -> dict[str, dict]:
 
 def test_the_estimate_is_within_three_per_cent_of_the_simulated_peak(simulated):
     wrong = {setting: ratio for setting, ratio in simulated["estimates"].items() if abs(ratio - 1) > 0.03}
-    assert len(simulated["estimates"]) == 8
+    assert len(simulated["estimates"]) == 24
     assert not wrong
 
 
@@ -78,6 +84,12 @@ def test_the_estimate_is_within_three_per_cent_in_all_24_settings_of_the_release
 
 def test_the_step_launches_keeps_and_waits_for_no_more_than_it_did(counted):
     assert not find_problems(counted["whole"]), counted["whole"]
+
+
+@pytest.mark.parametrize("variant", FUSED)
+def test_the_fused_layer_launches_and_keeps_less(simulated, variant: str):
+    (kernels, kept), counts = FUSED[variant], simulated["variants"][variant]
+    assert not find_problems(counts, most_kernels=kernels, most_kept=kept), counts
 
 
 def test_attention_in_fp32_writes_no_scores_out(counted):

@@ -95,6 +95,29 @@ def test_attention_choice(installed):
     assert choose_attention("flash_attention_2", device_type="cuda", dtype=bf16) == "flash_attention_2"
 
 
+def test_variable_length_attention_says_all_that_is_in_the_way(monkeypatch):
+    bf16 = torch.bfloat16
+    with pytest.raises(UserError) as raised:
+        choose_attention("varlen", device_type="cpu", dtype=torch.float32, packed_rows=False)
+    parts = ("CUDA device, found cpu", "memory.packed_rows: true", "found float32")
+    assert all(part in str(raised.value) for part in parts)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(UserError, match=r"compute capability 8\.0"):
+        choose_attention("varlen", device_type="cuda", dtype=bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert choose_attention("varlen", device_type="cuda", dtype=bf16) == "varlen"
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", lambda query, key, value, is_causal: None)
+    with pytest.raises(UserError, match=r"needs torch\.nn\.attention\.varlen with shared heads, found torch"):
+        choose_attention("varlen", device_type="cuda", dtype=bf16)
+
+
+def test_variable_length_attention_needs_rows_that_can_be_packed(lora_model):
+    model = unwrap(lora_model())
+    model.config.text_config.hidden_act = "gelu"
+    with pytest.raises(UserError, match=r"memory\.attention: varlen needs packed rows"):
+        apply_patches(model, packed_rows=True, kernels="torch", activation_checkpointing=None, varlen=True)
+
+
 @pytest.mark.parametrize("odd_inputs", ["unequal_lengths", "no_audio", "one_left_padded"], indirect=True)
 @pytest.mark.parametrize("packed", [False, True])
 def test_liger_reaches_every_norm_and_both_paths(lora_model, loss_and_grads, odd_inputs, liger_in_torch, packed):

@@ -1,14 +1,17 @@
 """Packed rows against the stock dual-FFN layers: equal hidden states, logits and gradients on odd shapes."""
 
+import inspect
 import re
 
 import pytest
 import torch
+import torch.nn.attention.varlen as torch_varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ds_higgs.model import layer_kernels, packed_rows
 from ds_higgs.model.activation_checkpointing import enable_activation_checkpointing
+from ds_higgs.model.fused_layer import Functions
 from ds_higgs.model.grouped_lora import project_one_by_one
 from ds_higgs.model.layer_kernels import plain_kernels
 from ds_higgs.model.loading import build_meta_model, read_model_config
@@ -75,6 +78,32 @@ def test_each_part_can_be_switched_off(lora_model, loss_and_grads, odd_inputs, o
     assert_same_training(expected, loss_and_grads(packed_copy(lora_model, parts=SWITCHED_OFF[off]), odd_inputs))
 
 
+def attend_one_by_one(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False
+) -> torch.Tensor:
+    """What torch's varlen_attn computes, which has a kernel for CUDA alone: each sample by SDPA."""
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    assert (cu_seq_q.dtype, cu_seq_q[0].item(), cu_seq_q[-1].item()) == (torch.int32, 0, len(query))
+    assert max_q == max_k == cu_seq_q.diff().max()
+    samples = zip(*(states.split(cu_seq_q.diff().tolist()) for states in (query, key, value)), strict=True)
+    outputs = []
+    for sample in samples:
+        heads = (states.transpose(0, 1) for states in sample)
+        settings = {"is_causal": window_size == (-1, 0), "enable_gqa": enable_gqa}
+        outputs.append(torch.nn.functional.scaled_dot_product_attention(*heads, **settings).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("fused", [None, Functions(lambda function: function)], ids=["rows", "fused"])
+def test_attention_without_padding_changes_nothing(lora_model, loss_and_grads, odd_inputs, fused, monkeypatch):
+    parameters = inspect.signature(torch_varlen.varlen_attn).parameters
+    assert set(inspect.signature(attend_one_by_one).parameters) <= parameters.keys()
+    monkeypatch.setattr(torch_varlen, "varlen_attn", attend_one_by_one)
+    expected = loss_and_grads(unwrap(lora_model()), odd_inputs)
+    parts = LayerParts(varlen=True, fused=fused)
+    assert_same_training(expected, loss_and_grads(packed_copy(lora_model, parts=parts), odd_inputs))
+
+
 def test_final_hidden_states_are_equal_where_there_is_a_token(lora_model, odd_inputs):
     stock, packed = unwrap(lora_model()), packed_copy(lora_model)
     found, expected = {}, {}
@@ -96,8 +125,8 @@ def break_split_point(monkeypatch):
 
 
 def break_grid(monkeypatch):
-    stock = PackedRows.to_grid
-    monkeypatch.setattr(PackedRows, "to_grid", lambda self, rows: stock(self, rows).roll(1, dims=1))
+    stock = PackedRows.to_cells
+    monkeypatch.setattr(PackedRows, "to_cells", lambda self, rows: stock(self, rows).roll(1, dims=0))
 
 
 def break_rope(monkeypatch):
@@ -109,7 +138,7 @@ def break_causality(monkeypatch):
         heads = (states.transpose(1, 2) for states in (query, key, value))
         return torch.nn.functional.scaled_dot_product_attention(*heads, enable_gqa=True).transpose(1, 2)
 
-    monkeypatch.setattr(packed_rows, "_sdpa", attend)
+    monkeypatch.setattr(packed_rows, "sdpa", attend)
 
 
 @pytest.mark.parametrize(
