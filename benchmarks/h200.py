@@ -72,10 +72,11 @@ class Case:
     recompute: int = 0
     packed_rows: bool = True
     dropout: float = 0.05
+    quantization: str | None = None
 
 
 # What is decided: each is measured alone against the default, at the same batch.
-CHOICES = ("packed_rows", "grouped_lora", "kernels", "compiled", "attention", "recompute", "dropout")
+CHOICES = ("packed_rows", "grouped_lora", "kernels", "compiled", "attention", "recompute", "dropout", "quantization")
 STOCK_LAYERS = {"kernels": "plain", "compiled": False, "grouped_lora": False, "packed_rows": False}
 
 
@@ -100,26 +101,40 @@ def list_cases(*, cuda: bool, tiny: bool) -> list[Case]:
         alone.insert(0, {"kernels": "liger", "compiled": False})
     if cuda and importlib.util.find_spec("flash_attn"):
         alone.insert(0, {"attention": "flash_attention_2"})
+    if cuda:
+        alone.insert(0, {"attention": "varlen"})
+        alone.append({"quantization": "fp8"})
+    if cuda and importlib.util.find_spec("bitsandbytes"):
+        alone.append({"quantization": "nf4"})
     cases = [default, Case("plain", **STOCK_LAYERS), *(dataclasses.replace(default, **change) for change in alone)]
     cases += [Case(batch_size=size) for size in (2, 16, 32)] + [Case("plain", 2, **STOCK_LAYERS)]
     cases += [Case(batch_size=size, positions=2000) for size in (2, 8)]
     cases += [
         dataclasses.replace(case, positions=2000)
         for case in cases
-        if case.kernels == "liger" or "flash" in case.attention
+        if case.kernels == "liger" or case.attention != "sdpa"
     ]
     return [*cases, Case(batch_size=32, recompute=1), Case("plain", 2, 2000, **STOCK_LAYERS)]
 
 
 def predicted_tokens_per_second(case: Case) -> float | None:
-    """What `simulate.py` has predicted for an H200, for the settings that it knows; without torch.compile."""
-    usual = dataclasses.replace(Case(), batch_size=case.batch_size, positions=case.positions, recompute=case.recompute)
-    if dataclasses.replace(case, compiled=True) != usual or not SIMULATED.exists():
-        return None
-    policy = describe_checkpointing(case.recompute or None)
-    key = (case.batch_size, case.positions, policy)
-    rows = json.loads(SIMULATED.read_text())["rows"]
-    found = [row for row in rows if (row["batch"], row["positions"], row["checkpointing"]) == key]
+    """What `simulate.py` has predicted for an H200, for the settings that it knows."""
+    shape = {"batch_size": case.batch_size, "positions": case.positions}
+    layers = {
+        Case(**shape, compiled=False): "torch",
+        Case(**shape, kernels="liger", compiled=False): "liger",
+        Case(**shape): "compiled",
+        Case(**shape, attention="varlen"): "compiled, varlen",
+    }
+    simulated = json.loads(SIMULATED.read_text())
+    if case in layers:
+        key, rows = layers[case], simulated["variants"]
+        found = [row for row in rows if row["layer"] == key]
+    else:
+        recomputed = dataclasses.replace(Case(**shape, compiled=False), recompute=case.recompute)
+        policy = describe_checkpointing(case.recompute or None)
+        found = [row for row in simulated["rows"] if row["checkpointing"] == policy] if case == recomputed else []
+    found = [row for row in found if (row["batch"], row["positions"]) == (case.batch_size, case.positions)]
     return found[0]["predicted tokens/s"] if found else None
 
 
@@ -154,13 +169,19 @@ def run_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     config = small_config(hidden_size=128, num_layers=2, vocab_size=2048) if arguments.tiny else released_model_config()
     positions = case.positions
     model = build_random_lora_model(
-        config, dtype=torch.bfloat16, device=device, dropout=case.dropout, attention=case.attention
+        config,
+        dtype=torch.bfloat16,
+        device=device,
+        dropout=case.dropout,
+        attention="sdpa" if case.attention == "varlen" else case.attention,
+        quantization=case.quantization,
     )
     apply_patches(
         unwrap(model),
         packed_rows=case.packed_rows,
         kernels=case.kernels,
         compiled=case.compiled,
+        varlen=case.attention == "varlen",
         grouped_lora=case.grouped_lora,
         activation_checkpointing=case.recompute or None,
     )

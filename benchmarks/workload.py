@@ -11,6 +11,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 from ds_higgs.batch import IGNORE_INDEX, Batch
 from ds_higgs.data.collation import BatchCollator
 from ds_higgs.layout import AudioLayout
+from ds_higgs.model.fp8 import use_fp8
 from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import apply_lora, unwrap
 from ds_higgs.model.whole_modules import release_originals
@@ -68,6 +69,7 @@ def build_random_lora_model(
     attention: str = "sdpa",
     targets: Sequence[str] = ALL_TARGETS,
     whole: Sequence[str] = (),
+    quantization: str | None = None,
 ):
     """Random weights made on `device`; LoRA B is not zero, so that LoRA A has gradients from the first step.
 
@@ -81,6 +83,8 @@ def build_random_lora_model(
             model = HiggsAudioModel._from_config(config, attn_implementation=attention, torch_dtype=dtype).train()
     finally:
         torch.set_default_dtype(default)
+    if quantization is not None:
+        {"fp8": use_fp8, "nf4": _use_nf4}[quantization](model)
     lora = {"rank": rank, "alpha": 2 * rank, "dropout": dropout}
     peft_model = apply_lora(model, **lora, targets=targets, modules_to_save=whole)
     release_originals(peft_model)
@@ -89,6 +93,21 @@ def build_random_lora_model(
             if "lora_B" in name:
                 parameter.normal_(std=0.02)
     return peft_model
+
+
+def _use_nf4(model: HiggsAudioModel) -> None:
+    """What `from_pretrained` does for `model.quantization: nf4`, of weights that are there already."""
+    import bitsandbytes as bnb
+
+    settings = {"compute_dtype": torch.bfloat16, "quant_type": "nf4", "compress_statistics": True}
+    for parent in [module for layer in model.layers for module in layer.modules()]:
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear:
+                packed = bnb.nn.Linear4bit(child.in_features, child.out_features, bias=False, device="meta", **settings)
+                packed.weight = bnb.nn.Params4bit(
+                    child.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
+                )
+                setattr(parent, name, packed.to(child.weight.device))
 
 
 def make_batch(config: HiggsAudioConfig, shapes: Sequence[SampleShape], *, seed: int = 0) -> Batch:

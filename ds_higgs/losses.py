@@ -26,13 +26,8 @@ Project = Callable[[torch.Tensor], torch.Tensor]  # hidden states [rows, hidden]
 # published trainer of this codec uses (k2-fsa/OmniVoice, `audio_codebook_weights`).
 CODEBOOK_WEIGHTS = {"falling": (8, 8, 6, 6, 4, 4, 2, 2), "first": (8, 1, 1, 1, 1, 1, 1, 1)}
 
-
-def text_chunk_rows(*, cuda: bool) -> int:
-    """Rows of fp32 text logits alive at once: 128 x 128,256 x 4 bytes = 66 MB.
-
-    On a GPU, fewer than about 200 would take as long as reading the head's weights does.
-    """
-    return 256 if cuda else 128
+# Rows of fp32 text logits alive at once (128: 66 MB); a GPU takes as long to read the head's weights as for 200.
+TEXT_CHUNK_ROWS = {"cpu": 128, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -184,7 +179,7 @@ def head_loss_sum(
 def _rows_at_once(head: nn.Module, hidden_rows: torch.Tensor, chunk_rows: int | None) -> int:
     """All rows for a head of several modules that ZeRO-3 splits: it gathers them at each call of each, on all ranks."""
     is_split = any(head.children()) and any(hasattr(weight, "ds_id") for weight in head.parameters())
-    return max(1, hidden_rows.shape[0]) if is_split else chunk_rows or text_chunk_rows(cuda=hidden_rows.is_cuda)
+    return max(1, hidden_rows.shape[0]) if is_split else chunk_rows or TEXT_CHUNK_ROWS.get(hidden_rows.device.type, 128)
 
 
 def _in_one_call(head: nn.Module, compute: Callable[[Project, torch.Tensor], T], hidden_rows: torch.Tensor) -> T:

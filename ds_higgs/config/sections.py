@@ -65,7 +65,9 @@ class ModelConfig(Section):
         None, description="Hub revision; for the released repository, by default the last one in the original format."
     )
     allow_fork: bool = Field(False, description="Accept a boson_multimodal whose forward computes losses itself.")
-    quantization: Literal["nf4"] | None = Field(None, description="Hold the frozen base in 4 bits (bitsandbytes).")
+    quantization: Literal["nf4", "fp8"] | None = Field(
+        None, description="nf4: hold the frozen base in 4 bits (bitsandbytes). fp8: an experiment, its products in fp8."
+    )
 
 
 class KeepBaseConfig(Section):

@@ -47,8 +47,8 @@ def compiled_functions() -> Functions:
     return Functions(lambda function: torch.compile(function, fullgraph=True))
 
 
-class Places(NamedTuple):
-    """Where rows belong.
+class Cells(NamedTuple):
+    """Where rows belong, and the cells that attention works on.
 
     blocks: sizes of the text and of the audio block; row_of_cell: [cells] int64, the row of each of attention's cells,
     -1 in the padding; slot: [rows] int64, the cell of each row; rope: cosine and sine, [rows, head_dim] each.
@@ -75,7 +75,7 @@ class FusedLayer:
     """
 
     functions: Functions
-    places: Places
+    places: Cells
     attend: Attend
     seeds: torch.Tensor | None
 

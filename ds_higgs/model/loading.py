@@ -21,6 +21,7 @@ from ds_higgs.files import read_json
 from ds_higgs.hub import ORIGINAL_REVISION, RELEASED_REPOSITORY, download, is_released
 from ds_higgs.job.logs import without_bars
 from ds_higgs.model import native_format
+from ds_higgs.model.fp8 import use_fp8
 from ds_higgs.model.quantization import build_quantization_config
 from ds_higgs.model.signature import check_model_class
 from ds_higgs.model.split_weights import split_stored_weights
@@ -133,7 +134,7 @@ def load_model(
 
     Args:
         attention: "sdpa", "eager" or "flash_attention_2".
-        quantization: None or "nf4" (see `quantization.check_quantization`).
+        quantization: None, "nf4" or "fp8" (see `quantization.check_quantization`).
         device: each weight goes there as it is read, so that the CPU's memory never holds the weights of a GPU's model.
         split_by: a DeepSpeed JSON of ZeRO-3, by which each weight is split over the ranks as it is read; every rank
             then loads the model, and quantization is None.
@@ -145,16 +146,19 @@ def load_model(
     check_model_class(HiggsAudioModel, allow_fork=allow_fork)
     check_weights_fit(base)
     native = native_format.is_native(base)
-    if native and quantization is not None:
+    if native and quantization == "nf4":
         raise UserError(
             f"{base}: model.quantization needs a checkpoint in the original format, found that of transformers "
             f">= 5.3; use revision {ORIGINAL_REVISION} of {RELEASED_REPOSITORY}"
         )
     if native:
         logger.info("%s: in the format of transformers >= 5.3, converted while loading", base)
-    if quantization is None:
-        return _load(base, dtype=dtype, attention=attention, device=device, split_by=split_by).train()
-    assert split_by is None, "packed weights cannot be split"
+    assert split_by is None or quantization is None, "quantized weights cannot be split"
+    if quantization != "nf4":
+        model = _load(base, dtype=dtype, attention=attention, device=device, split_by=split_by).train()
+        if quantization == "fp8":
+            use_fp8(model)
+        return model
     with without_bars():  # of shards
         model = HiggsAudioModel.from_pretrained(
             base,

@@ -24,7 +24,7 @@ from ds_higgs.model.activation_checkpointing import is_checkpointed
 from ds_higgs.model.attention import flash_attention_2, sdpa, varlen
 from ds_higgs.model.expanded_forward import expanded_sequence
 from ds_higgs.model.fused_functions import draw_seeds
-from ds_higgs.model.fused_layer import PLACES, Functions, FusedLayer, Places, can_fuse
+from ds_higgs.model.fused_layer import PLACES, Cells, Functions, FusedLayer, can_fuse
 from ds_higgs.model.grouped_lora import project
 from ds_higgs.model.layer_kernels import LayerKernels, torch_kernels
 
@@ -227,7 +227,7 @@ def _fused_forward(
     layer: HiggsAudioDualFFNDecoderLayer, functions: Functions, rows: PackedRows, hidden: torch.Tensor
 ) -> torch.Tensor:
     attend = functools.partial(rows.attend, layer.self_attn)
-    places = Places((rows.num_text, rows.num_audio), rows.row_of_cell, rows.grid_slot, rows.rope)
+    places = Cells((rows.num_text, rows.num_audio), rows.row_of_cell, rows.grid_slot, rows.rope)
     seeds = None if rows.seeds is None else rows.seeds[layer.self_attn.layer_idx]
     return FusedLayer(functions, places, attend, seeds)(layer, hidden)
 

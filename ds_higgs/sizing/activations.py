@@ -10,7 +10,7 @@ first one, when all gradients are there.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ds_higgs.losses import text_chunk_rows
+from ds_higgs.losses import TEXT_CHUNK_ROWS
 from ds_higgs.model.fused_layer import LEAST_ROWS
 from ds_higgs.sizing.inputs import FP32, BatchShape, ModelShape, Policy
 
@@ -195,7 +195,9 @@ class _Step:
         text_rows, audio_rows = (self.rows(count, hidden) for count in (batch.text_rows, batch.audio_rows))
         audio = (3 + KEPT_COPIES * self.policy.keeps_audio) * FP32 * batch.audio_rows * self.model.audio_vocab
         if self.policy.supervised_heads:  # the text's gradient is made in the forward pass, chunk by chunk
-            logits = min(batch.text_rows, text_chunk_rows(cuda=self.policy.cuda)) * self.model.text_vocab
+            logits = (
+                min(batch.text_rows, TEXT_CHUNK_ROWS["cuda" if self.policy.cuda else "cpu"]) * self.model.text_vocab
+            )
             normed = self.rows(batch.padded_positions, hidden)
             selected = normed + text_rows + audio_rows + self.of_base()
             copies_of_text = 3 + KEPT_COPIES * self.policy.keeps_text
@@ -230,7 +232,8 @@ class _Step:
     def feed_forward_work(self, rows: int, path: str) -> Iterator[int]:
         """The down projection's two gradients; then SwiGLU's, when the down projection's input is no more."""
         width = self.model.intermediate
-        yield self.rows(rows, 2 * width)
+        cast = rows * width * (FP32 + 1) if self.policy.quantized == "fp8" else 0  # scaled in fp32, then rounded
+        yield self.rows(rows, 2 * width) + cast
         yield self.rows(rows, SWIGLU_BACKWARD[self.policy.kernels] * width) - self.down(rows, path)
 
     def attention_work(self) -> int:

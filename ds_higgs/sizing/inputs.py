@@ -79,7 +79,7 @@ class Policy:
     supervised_heads: bool = True
     keeps_text: bool = False  # the divergence from the base, on what predicts text
     keeps_audio: bool = False
-    quantized: bool = False
+    quantized: str | None = None  # or "nf4", "fp8"
     optimizer: str = "adamw"  # or "adamw_8bit", "muon"
     averaged: bool = False  # an average of the trained weights is kept
     cuda: bool = True

@@ -27,7 +27,7 @@ def estimate_memory(
     Args:
         frozen, trainable: numbers of parameters.
         largest: of the trained tensors, in elements.
-        quantizable: how many of the frozen ones `model.quantization` packs into 4 bits.
+        quantizable: how many of the frozen ones `model.quantization` packs into 4 bits, or has in fp8 too.
     """
     peak = fullest_moment(model, batch, policy, trainable=trainable, frozen=frozen, largest=largest)
     return {
@@ -45,9 +45,10 @@ def estimate_memory(
 def _weight_terms(policy: Policy, *, frozen: int, trainable: int, quantizable: int) -> dict[str, int]:
     split_weights = policy.world_size if policy.zero_stage == 3 else 1
     split_states = policy.world_size if policy.zero_stage >= 1 else 1
-    packed = quantizable if policy.quantized else 0
-    # nf4 with double quantization: half a byte and 0.127 bits a weight of scales.
-    frozen_bytes = (frozen - packed) * policy.element_bytes + round(packed * 0.516)
+    # nf4 with double quantization: half a byte and 0.127 bits a weight of scales. fp8: a byte for each direction more.
+    element = policy.element_bytes
+    bytes_each = {None: element, "nf4": 0.516, "fp8": element + 2}[policy.quantized]
+    frozen_bytes = (frozen - quantizable) * element + round(quantizable * bytes_each)
     plain_optimizer = policy.zero_stage == 0 and policy.element_bytes == FP32
     states = 0 if policy.offload_optimizer else int(MOMENT_BYTES[policy.optimizer] * trainable) // split_states
     masters = 0 if policy.offload_optimizer or plain_optimizer else FP32 * trainable // split_states

@@ -37,7 +37,8 @@ def choose_memory_settings(config: Config, *, device_type: str) -> MemorySetting
     Raises:
         UserError: for kernels, attention, quantization or an optimizer that cannot work here.
     """
-    check_quantization(config.model.quantization, device_type=device_type, zero_stage=config.zero.stage_number)
+    dtype, zero_stage = DTYPES[config.zero.precision], config.zero.stage_number
+    check_quantization(config.model.quantization, device_type=device_type, zero_stage=zero_stage, dtype=dtype)
     check_optimizer(config.optim, device_type=device_type)
     memory = config.memory
     kernels = choose_kernels(memory.kernels, device_type=device_type)
@@ -45,7 +46,7 @@ def choose_memory_settings(config: Config, *, device_type: str) -> MemorySetting
         attention=choose_attention(
             memory.attention,
             device_type=device_type,
-            dtype=DTYPES[config.zero.precision],
+            dtype=dtype,
             packed_rows=memory.packed_rows,
         ),
         kernels=kernels,
@@ -113,8 +114,8 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         counts: trained parameters by path, as `count_trained_parameters` has them.
     """
     zero, memory, keep = config.zero, config.memory, config.loss.keep_base
-    quantized = config.model.quantization == "nf4"
-    grouped = memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and not quantized
+    quantized = config.model.quantization
+    grouped = memory.grouped_lora and zero.stage_number < 3 and not config.lora.dora and quantized is None
     return Policy(
         element_bytes=DTYPES[zero.precision].itemsize,
         zero_stage=zero.stage_number,

@@ -35,7 +35,7 @@ WITH_AUDIO = [
 RANK_1_WITHOUT_AUDIO = [
     sample if index % 2 == 0 else Sample(sample.text, (), ()) for index, sample in enumerate(WITH_AUDIO)
 ]
-# Rank 0 has three chunks of text targets (`losses.text_chunk_rows`) in a micro-batch, rank 1 a part of one.
+# Rank 0 has three chunks of text targets (`losses.TEXT_CHUNK_ROWS`) in a micro-batch, rank 1 a part of one.
 LONG_TEXTS = [
     Sample("a word and more " * 20, (3,), (5,)),
     Sample("b", (2,), (4,)),

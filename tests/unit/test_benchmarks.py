@@ -87,6 +87,12 @@ def test_every_h200_case_is_at_the_released_shapes_or_tiny(benchmarks):
     assert max(case.batch_size for case in h200.list_cases(cuda=False, tiny=True)) <= 4
     assert h200.predicted_tokens_per_second(h200.Case()) > 30_000
     assert h200.predicted_tokens_per_second(h200.Case(grouped_lora=False)) is None
+    on_a_gpu = h200.list_cases(cuda=True, tiny=False)
+    assert h200.Case(attention="varlen") in on_a_gpu
+    assert h200.Case(quantization="fp8") in on_a_gpu
+    rising = ({"recompute": 1, "compiled": False}, {"compiled": False}, {}, {"attention": "varlen"})
+    predicted = [h200.predicted_tokens_per_second(h200.Case(**changes)) for changes in rising]
+    assert predicted == sorted(predicted)
 
 
 def test_each_choice_of_h200_is_decided_against_the_default_at_its_batch(benchmarks):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from ds_higgs.model import fused_functions, fused_layer
 from ds_higgs.model.activation_checkpointing import enable_activation_checkpointing
 from ds_higgs.model.fused_functions import Dropout, Norm, draw_seeds, keep_mask
-from ds_higgs.model.fused_layer import Functions, Places
+from ds_higgs.model.fused_layer import Cells, Functions
 from ds_higgs.model.lora import unwrap
 from ds_higgs.model.packed_rows import LayerParts, enable_packed_rows
 from tests.support.gradients import assert_same_training
@@ -123,11 +123,11 @@ def dropout(place: int, rate: float = 0.4) -> Dropout:
     return Dropout(draw_seeds(1, device=torch.device("cpu"))[0], rate)
 
 
-def places() -> Places:
+def places() -> Cells:
     """Five rows, in a grid of two samples with four cells each."""
     row_of_cell = torch.tensor([0, 3, -1, -1, 2, 1, 4, -1])
     rope = random(5, 6, seed=8).detach(), random(5, 6, seed=9).detach()
-    return Places((2, 3), row_of_cell, torch.tensor([0, 5, 4, 1, 6]), rope)
+    return Cells((2, 3), row_of_cell, torch.tensor([0, 5, 4, 1, 6]), rope)
 
 
 def norm_settings(joint: bool, *rates: float | None) -> fused_layer._NormSettings:

@@ -160,6 +160,25 @@ def test_quantization_says_all_that_is_in_the_way(installed):
     check_quantization("nf4", device_type="cuda", zero_stage=2)
 
 
+def test_fp8_says_all_that_is_in_the_way(monkeypatch):
+    with pytest.raises(UserError) as raised:
+        check_quantization("fp8", device_type="cpu", zero_stage=3, dtype=torch.float32)
+    for part in (
+        "CUDA device, found cpu",
+        r"stage 3 cannot split fp8 weights",
+        "needs bf16 (zero.precision), found float32",
+    ):
+        assert part in str(raised.value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(UserError, match=r"compute capability 8\.9 or higher \(Ada, Hopper\), found 8\.0"):
+        check_quantization("fp8", device_type="cuda", zero_stage=2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    check_quantization("fp8", device_type="cuda", zero_stage=2)
+    monkeypatch.delattr(torch.nn.functional, "scaled_mm")
+    with pytest.raises(UserError, match=r"needs torch\.nn\.functional\.scaled_mm, found torch"):
+        check_quantization("fp8", device_type="cuda", zero_stage=2)
+
+
 def test_quantization_config_keeps_the_heads(monkeypatch, lora_model):
     monkeypatch.setattr(quantization.BitsAndBytesConfig, "post_init", lambda self: None)  # asks for the package
     config = build_quantization_config("nf4", dtype=torch.bfloat16)
