@@ -105,6 +105,15 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def gradient_error(results: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> float:
+    """How far all gradients together, "grad/..." of each, are from the reference's, relative to those."""
+    found, expected = (
+        torch.cat([source[name].double().flatten() for name in sorted(reference) if name.startswith("grad/")])
+        for source in (results, reference)
+    )
+    return float((found - expected).norm() / expected.norm())
+
+
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print dictionaries as a Markdown table; a key that a row lacks stays empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

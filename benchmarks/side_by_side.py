@@ -16,7 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import describe_run, memory_gib, peak_memory_gib, print_table, reset_peak_memory, write_json
+from measure import (
+    describe_run,
+    gradient_error,
+    memory_gib,
+    peak_memory_gib,
+    print_table,
+    reset_peak_memory,
+    write_json,
+)
 from safetensors.torch import load_file, save_file
 
 CPU = torch.device("cpu")
@@ -136,10 +144,6 @@ def cpu_seconds() -> float:
 def compare(folder: Path, side: str, *, hidden: int) -> dict:
     """A row of the table; ratios and errors are against theirs."""
     results, theirs = (load_file(folder / f"{name}.safetensors") for name in (side, "theirs"))
-    grads, their_grads = (
-        torch.cat([source[name].double().flatten() for name in sorted(source) if name.startswith("grad/")])
-        for source in (results, theirs)
-    )
     step, their_step = (source["peak_gib"] - source["before_gib"] for source in (results, theirs))
     return {
         "hidden": hidden,
@@ -151,7 +155,7 @@ def compare(folder: Path, side: str, *, hidden: int) -> dict:
         "peak_ratio": (results["peak_gib"] / theirs["peak_gib"]).item(),
         "step_ratio": (step / their_step).item(),
         "loss": results["loss"].item(),
-        "grad_error": ((grads - their_grads).norm() / their_grads.norm()).item(),
+        "grad_error": gradient_error(results, theirs),
     }
 
 

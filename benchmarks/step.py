@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from measure import (
     describe_run,
+    gradient_error,
     memory_gib,
     peak_memory_gib,
     print_table,
@@ -106,10 +107,6 @@ def run_in_process(variant: str, save: Path) -> dict[str, torch.Tensor]:
 def compare(variant: str, results: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> dict:
     """A row of the table: absolute numbers, ratios to the plain step, largest relative errors against it."""
     measured = {name.split("/")[1]: value.item() for name, value in results.items() if name.startswith("measured/")}
-    grads = [name for name in results if name.startswith("grad/")]
-    all_grads, all_plain = (
-        torch.cat([source[name].double().flatten() for name in grads]) for source in (results, plain)
-    )
     return {
         "variant": variant,
         "p20_s": measured["p20_s"],
@@ -121,7 +118,7 @@ def compare(variant: str, results: dict[str, torch.Tensor], plain: dict[str, tor
         "time_ratio": measured["p50_s"] / plain["measured/p50_s"].item(),
         "peak_ratio": measured["peak_gib"] / plain["measured/peak_gib"].item(),
         "loss_error": float(((results["losses"] - plain["losses"]).abs() / plain["losses"]).max()),
-        "grad_error": float((all_grads - all_plain).norm() / all_plain.norm()),
+        "grad_error": gradient_error(results, plain),
     }
 
 

@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from ds_higgs.model import fused_functions
 from ds_higgs.model.fused_functions import Dropout, Norm
 from ds_higgs.model.grouped_lora import Group, Onto, find_group, project
+from ds_higgs.model.split_weights import is_split
 
 PLACES = 7  # of dropout in a layer: both blocks of the first norm, attention's output, both of the second, both SwiGLUs
 # Below, the host is what limits: a call of a compiled function takes it six launches' time (predicted, not measured).
@@ -63,7 +64,7 @@ class Cells(NamedTuple):
 def can_fuse(layer: HiggsAudioDualFFNDecoderLayer) -> bool:
     """Whether the layer's norms are frozen and whole: no gradient of theirs is computed here."""
     weights = [norm.weight for norm in (*_first_norms(layer), *_second_norms(layer))]
-    return not any(weight.requires_grad or hasattr(weight, "ds_id") for weight in weights)
+    return not any(weight.requires_grad or is_split(weight) for weight in weights)
 
 
 @dataclass(frozen=True)

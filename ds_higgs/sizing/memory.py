@@ -32,7 +32,6 @@ def estimate_memory(
     peak = fullest_moment(model, batch, policy, trainable=trainable, frozen=frozen, largest=largest)
     return {
         **_weight_terms(policy, frozen=frozen, trainable=trainable, quantizable=quantizable),
-        **_average_term(policy, trainable),
         "gradients": peak.gradients + _gradient_buffer(policy, trainable),
         "communication buckets": _bucket_bytes(policy),
         "activations": peak.kept,
@@ -44,27 +43,27 @@ def estimate_memory(
 
 def _weight_terms(policy: Policy, *, frozen: int, trainable: int, quantizable: int) -> dict[str, int]:
     split_weights = policy.world_size if policy.zero_stage == 3 else 1
-    split_states = policy.world_size if policy.zero_stage >= 1 else 1
     # nf4 with double quantization: half a byte and 0.127 bits a weight of scales. fp8: a byte for each direction more.
     element = policy.element_bytes
     bytes_each = {None: element, "nf4": 0.516, "fp8": element + 2}[policy.quantized]
     frozen_bytes = (frozen - quantizable) * element + round(quantizable * bytes_each)
     plain_optimizer = policy.zero_stage == 0 and policy.element_bytes == FP32
-    states = 0 if policy.offload_optimizer else int(MOMENT_BYTES[policy.optimizer] * trainable) // split_states
-    masters = 0 if policy.offload_optimizer or plain_optimizer else FP32 * trainable // split_states
-    return {
+    terms = {
         "frozen weights": frozen_bytes // split_weights,
         "trained weights": trainable * policy.element_bytes // split_weights,
-        "master weights": masters,
-        "Adam moments": states,
+        "master weights": 0 if plain_optimizer else _share_of_states(policy, FP32 * trainable),
+        "Adam moments": _share_of_states(policy, int(MOMENT_BYTES[policy.optimizer] * trainable)),
     }
+    if policy.averaged:
+        terms["averaged weights"] = _share_of_states(policy, FP32 * trainable)
+    return terms
 
 
-def _average_term(policy: Policy, trainable: int) -> dict[str, int]:
-    if not policy.averaged:
-        return {}
-    split_states = policy.world_size if policy.zero_stage >= 1 else 1
-    return {"averaged weights": 0 if policy.offload_optimizer else FP32 * trainable // split_states}
+def _share_of_states(policy: Policy, of_all: int) -> int:
+    """Bytes on one GPU of what ZeRO splits with the optimizer."""
+    if policy.offload_optimizer:
+        return 0
+    return of_all // (policy.world_size if policy.zero_stage >= 1 else 1)
 
 
 def _gradient_buffer(policy: Policy, trainable: int) -> int:

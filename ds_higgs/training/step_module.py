@@ -129,7 +129,7 @@ class StepModule(nn.Module):
             loss = loss + (kept_scales.values * divergences).sum()
         return StepOutput(loss, sums.detach(), divergences.detach())
 
-    def _predict(self, model_inputs: ModelInputs, targets: Targets) -> "_Predicted":
+    def _predict(self, model_inputs: ModelInputs, targets: Targets) -> _Predicted:
         if not self.supervised_heads:  # the heads run everywhere, as the model comes; for comparison
             outputs = forward_label_free(self.higgs, model_inputs)
             text_rows = text_source_rows(targets, text_token_mask(outputs))
@@ -142,13 +142,11 @@ class StepModule(nn.Module):
         audio_rows = hidden.index_select(0, audio_source_rows(targets, outputs.audio_out_mask))
         return _Predicted(text_rows, text_head(self.higgs), self.higgs.audio_decoder_proj.audio_lm_head(audio_rows))
 
-    def _predict_base(self, model_inputs: ModelInputs, targets: Targets) -> "_Predicted":
+    def _predict_base(self, model_inputs: ModelInputs, targets: Targets) -> _Predicted:
         with self._adapter.base():
             return self._predict(model_inputs, targets)
 
-    def _diverge(
-        self, predicted: "_Predicted", base: "_Predicted", targets: Targets, scales: KeptScales
-    ) -> torch.Tensor:
+    def _diverge(self, predicted: _Predicted, base: _Predicted, targets: Targets, scales: KeptScales) -> torch.Tensor:
         """[1 + codebooks] fp32 sums of the divergence from the base; 0 where it is not asked for."""
         sums = torch.zeros_like(scales.values)
         text, audio = sums[:1], sums[1:]
@@ -169,7 +167,7 @@ class StepModule(nn.Module):
             return (project if own_head is None else own_head)(rows)
 
     @torch.no_grad()
-    def _score(self, predicted: "_Predicted", targets: Targets) -> TargetScores:
+    def _score(self, predicted: _Predicted, targets: Targets) -> TargetScores:
         num_codebooks = targets.audio_labels.shape[0]
         first_codebook = predicted.audio_logits[:, : predicted.audio_logits.shape[-1] // num_codebooks].float()
         return TargetScores(
