@@ -85,6 +85,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "learning rate 1e-4": {"optim.learning_rate": 1e-4},
     "learning rate 1e-3": {"optim.learning_rate": 1e-3},
     "no reference 0.2": {"data.drop_reference": 0.2},
+    "other references": {"data.reference": "redraw"},
+    "whole head": {"lora.modules_to_save": "[audio_head, audio_embeddings]"},
 }
 
 

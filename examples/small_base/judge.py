@@ -7,7 +7,7 @@ a) codec: of the 40 kept recordings, how many are, encoded and decoded, nearest 
 b) words: of the sentences spoken, which are in no training set, how many are nearest to the same sentence, of 20 that
    another voice says
 c) voice: of the sentences spoken with the new voice as reference, how many are nearer to it with the adapter
-d) ends: how many end by themselves
+d) ends: how many end by themselves, neither too early nor too late to have said the sentence
 """
 
 import argparse
@@ -31,6 +31,8 @@ JUDGED, NEW_VOICE = HERE / "judged" / "judged.json", HERE / "new_voice" / "val.j
 # Whose recordings tell what a voice has said.
 RIVALS = {"low_3": "judged/audio/high_2", "high_2": "judged/audio/low_3", "new": "judged/audio/high_2"}
 MAX_SECONDS = 6.0
+# Of the recording's length by the voice that was asked for; between the kept voices it is 0.8 to 1.24.
+SHORTEST, LONGEST = 0.7, 1.4
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Said:
     waveform: np.ndarray
     target: np.ndarray
     ended: bool
+
+    @property
+    def ended_in_time(self) -> bool:
+        """By itself, after about as long as the recording of the sentence is."""
+        return self.ended and SHORTEST <= len(self.waveform) / len(self.target) <= LONGEST
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,8 @@ def judge_words(said: Sequence[Said]) -> Score:
 
 
 def judge_ends(said: Sequence[Said]) -> Score:
-    """(d): those that ended by themselves."""
-    return Score(sum(one.ended for one in said), len(said))
+    """(d): those that ended by themselves when the sentence can have been said."""
+    return Score(sum(one.ended_in_time for one in said), len(said))
 
 
 def judge_pitch(adapted: Sequence[Said], base: Sequence[Said]) -> Score:

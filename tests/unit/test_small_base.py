@@ -87,6 +87,31 @@ def test_the_codec_keeps_each_recording_apart(scripts):
     assert scripts["judge"].judge_codec(codec, recordings).good == 5
 
 
+def test_pitch_and_spectrum_tell_the_voices_apart_through_the_codec(scripts):
+    """Two sentences by the new voice and by the one that is nearest to it: the measures know which is which."""
+    judge, codec = scripts["judge"], load_codec(FOLDER / "base" / "codec")
+
+    def said(voice: str, number: int):
+        waveform = codec.decode(codec.encode([read(f"{voice}_{number:02d}.flac")])[0])
+        target = read(f"new_voice/audio/judged_{number:02d}.flac")
+        return judge.Said(number=number, speaker="new", waveform=waveform, target=target, ended=True)
+
+    new, other = (
+        [said(name, number) for number in (0, 12)] for name in ("new_voice/audio/judged", "judged/audio/high_2")
+    )
+    assert judge.judge_pitch(new, other) == judge.judge_spectrum(new, other) == judge.Score(2, 2)
+
+
+def test_an_end_that_comes_too_early_or_too_late_is_none(scripts):
+    judge, target = scripts["judge"], np.zeros(RATE, np.float32)
+
+    def said(seconds: float, *, ended: bool = True):
+        return judge.Said(number=0, speaker="new", waveform=np.zeros(int(seconds * RATE)), target=target, ended=ended)
+
+    assert judge.judge_ends([said(1.0), said(0.8), said(1.2)]) == judge.Score(3, 3)
+    assert judge.judge_ends([said(1.0, ended=False), said(0.5), said(1.6), said(0.0)]) == judge.Score(0, 4)
+
+
 def test_a_score_counts_what_is_nearer_with_the_adapter(scripts):
     judge = scripts["judge"]
     new, low, high = (
