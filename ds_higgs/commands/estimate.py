@@ -8,6 +8,7 @@ from ds_higgs.job.answers import print_answer
 from ds_higgs.model.parts import PATH_NAMES
 from ds_higgs.sizing.activations import flash_workspace
 from ds_higgs.sizing.estimator import CHECKPOINTING_CHOICES, Estimator, describe_checkpointing
+from ds_higgs.sizing.host import estimate_host_memory
 from ds_higgs.sizing.memory import GIB, total_bytes
 from ds_higgs.training.memory_plan import build_estimator, configured_batch, configured_checkpointing, with_config
 from ds_higgs.training.stage_plan import choose_stage, with_stage
@@ -34,6 +35,7 @@ def run_estimate(config: Config, *, world_size: int, positions: int, card_gib: S
     print_answer(
         f"\nFlashAttention takes {workspace / GIB:.3f} GiB for itself in every layer's backward pass, within the above."
     )
+    print_host_memory(estimate_host_memory(estimator.policy, trainable=estimator.counts["trainable"]))
     if config.eval.asr or config.eval.speaker_model:
         print_answer("The judges of eval are not in the above: they are on the GPU between steps, while they listen.")
     for gib, (stage, fits) in stages.items():
@@ -59,6 +61,13 @@ def print_parameters(base: str | Path, counts: Mapping[str, int]) -> None:
     print_answer(f"{base}: {counts['base']:,} parameters")
     by_path = ", ".join(f"{path} {counts[path]:,}" for path in PATH_NAMES if counts[path])
     print_answer(f"trained: {counts['trainable']:,} ({by_path})")
+
+
+def print_host_memory(terms: Mapping[str, int]) -> None:
+    """What there is of it."""
+    if found := {name: size for name, size in terms.items() if size}:
+        print_answer("\nCPU memory of rank 0, of which no other takes more, for:\n")
+        print_terms(found)
 
 
 def print_terms(terms: Mapping[str, int]) -> None:

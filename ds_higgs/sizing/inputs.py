@@ -82,4 +82,6 @@ class Policy:
     quantized: str | None = None  # or "nf4", "fp8"
     optimizer: str = "adamw"  # or "adamw_8bit", "muon"
     averaged: bool = False  # an average of the trained weights is kept
+    async_saves: bool = False  # what is saved is copied first
+    keeps_best: bool = False  # adapters/best is written
     cuda: bool = True

@@ -140,6 +140,8 @@ def build_policy(config: Config, counts: Mapping[str, int], *, world_size: int, 
         quantized=quantized,
         optimizer=config.optim.type,
         averaged=config.optim.ema_decay is not None,
+        async_saves=config.checkpoint.async_,
+        keeps_best=config.eval.best_by is not None,
         cuda=cuda,
     )
 

@@ -177,11 +177,14 @@ def test_released_model_is_known_without_weights_or_network(capsys: pytest.Captu
     assert "trained: 39,452,672 (attention 9,175,040, text_ffn 15,138,816, audio_ffn 15,138,816)" in printed
     assert "A card of 24 GiB" in printed
     assert "not one sample" not in printed
+    assert "CPU memory" not in printed
 
 
-def test_a_card_too_small_is_said_to_hold_nothing(capsys: pytest.CaptureFixture):
-    run_estimate(released_config(), world_size=1, positions=500, card_gib=[8])
-    assert capsys.readouterr().out.count("not one sample") == len(CHECKPOINTING_CHOICES)
+def test_a_card_too_small_is_said_to_hold_nothing_and_copies_take_the_cpus_memory(capsys: pytest.CaptureFixture):
+    run_estimate(released_config(checkpoint={"async": True}), world_size=1, positions=500, card_gib=[8])
+    printed = capsys.readouterr().out
+    assert printed.count("not one sample") == len(CHECKPOINTING_CHOICES)
+    assert f"copy of a checkpoint {14 * 39_452_672 / GIB:>10.3f} GiB" in printed
 
 
 @pytest.fixture(scope="module")
