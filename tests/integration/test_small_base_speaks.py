@@ -49,7 +49,7 @@ def test_every_measure_of_the_adapter_that_the_quickstart_trains(judge, tmp_path
     assert done.returncode == 0, done.stdout[-4000:]
     scores = judge.judge(BASE, run, tmp_path / "said", count=10)
     print(scores)
-    assert scores["spectrum nearer"].good >= 9, scores
+    assert scores["spectrum nearer"] == judge.Score(10, 10)
     assert scores["pitch nearer"].good >= 8, scores
     assert scores["ends"].good >= 8, scores
-    assert scores["words"].good >= 6, scores  # over three seeds: 8, 7, 6
+    assert scores["words"].good >= 8, scores
