@@ -140,7 +140,8 @@ def _export_adapter(adapter: Adapter, out: Path, *, layout: Format) -> None:
 def _export_merged(adapter: Adapter, out: Path, *, dtype: torch.dtype, layout: Format) -> None:
     base = resolve_base(adapter.base, adapter.revision)
     stored = read_model_config(base).torch_dtype or torch.float32
-    model = merge_adapter(load_adapter(load_model(base, dtype=stored), adapter.folder), dtype=dtype)
+    wider = torch.promote_types(stored, dtype)  # what was trained whole comes in the precision of the model
+    model = merge_adapter(load_adapter(load_model(base, dtype=wider), adapter.folder), dtype=dtype)
     model.config.torch_dtype = dtype
     model.config._name_or_path = ""  # a place on this machine
     tokenizer = load_tokenizer(base)

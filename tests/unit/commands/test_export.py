@@ -182,6 +182,17 @@ def test_a_merged_model_is_a_base_to_go_on_from(run: Path, tiny_base: Path, tmp_
     assert (merged / "codec" / "config.json").is_file()
 
 
+def test_what_was_trained_whole_in_fp32_is_not_rounded_to_the_bases_precision(tiny_base: Path, tmp_path: Path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    load_model(tiny_base, dtype=torch.bfloat16).save_pretrained(base)
+    write_adapter(base, tmp_path / "adapter", seed=1)
+    export(tmp_path / "adapter", tmp_path / "merged", merge=True, precision="fp32", base=str(base))
+    [trained] = [weight for name, weight in read_adapter(tmp_path / "adapter").items() if "audio_lm_head" in name]
+    merged = load_model(tmp_path / "merged", dtype=torch.float32).audio_decoder_proj.audio_lm_head.weight
+    assert trained.dtype == torch.float32
+    assert torch.equal(merged, trained)
+
+
 def test_the_card_tells_base_licence_training_and_use(run: Path, tiny_base: Path, tmp_path: Path):
     export(run, tmp_path / "out", step=5, licence="cc-by-4.0")
     _, header, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
