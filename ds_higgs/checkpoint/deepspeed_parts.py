@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,6 @@ def moments_of(state: dict) -> dict[str, torch.Tensor]:
 
 
 def _scalars(optimizer_state: dict, group: int) -> dict:
-    """Adam's step count, which is not partitioned."""
+    """Adam's step count, which is not partitioned; a copy, as each group counts its own on in place."""
     state = optimizer_state["state"].get(group, {})
-    return {key: value for key, value in state.items() if key not in moments_of(state)}
+    return {key: deepcopy(value) for key, value in state.items() if key not in moments_of(state)}

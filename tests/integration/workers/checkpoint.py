@@ -248,6 +248,7 @@ def whole_state_is_the_sources(run_dir: Path, stage: int, precision: str) -> Non
             with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
                 torch.testing.assert_close(parameter.float(), expected_weights[f"{name} weight"], rtol=0, atol=0)
     train(engine, range(3, 5))
+    assert adam_step(engine) == 5, "every group counts for itself"
     save(engine, run_dir, 5)
 
 
@@ -275,8 +276,8 @@ def whole_state(engine) -> dict[str, torch.Tensor]:
 
 def adam_step(engine) -> float:
     optimizer = engine.optimizer if engine.optimizer is engine.basic_optimizer else engine.optimizer.optimizer
-    states = [state for state in optimizer.state.values() if "step" in state]
-    return float(states[0]["step"])
+    [step] = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
+    return step
 
 
 def one_ranks_full_disk_is_told_to_all(run_dir: Path, stage: int, precision: str) -> None:
