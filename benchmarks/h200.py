@@ -77,11 +77,16 @@ class Case:
 
 # What is decided: each is measured alone against the default, at the same batch.
 CHOICES = ("packed_rows", "grouped_lora", "kernels", "compiled", "attention", "recompute", "dropout", "quantization")
+CHOICE_PACKAGES = ("liger_kernel", "flash_attn", "bitsandbytes")
 STOCK_LAYERS = {"kernels": "plain", "compiled": False, "grouped_lora": False, "packed_rows": False}
 
 
-def list_cases(*, cuda: bool, tiny: bool) -> list[Case]:
-    """The default and the plain step, each choice alone, then larger batches and longer samples; as time allows."""
+def list_cases(*, cuda: bool, tiny: bool, everything: bool = False) -> list[Case]:
+    """The default and the plain step, each choice alone, then larger batches and longer samples; as time allows.
+
+    Args:
+        everything: those too whose package is not installed here.
+    """
     if tiny:
         small = [Case(batch_size=size, positions=60, compiled=False) for size in (1, 2, 4)]
         changes = (STOCK_LAYERS, {"grouped_lora": False}, {"recompute": 1})
@@ -97,14 +102,15 @@ def list_cases(*, cuda: bool, tiny: bool) -> list[Case]:
         {"grouped_lora": False},
     ]
     alone += [STOCK_LAYERS, {"recompute": 1}, {"recompute": 2}, {"dropout": 0.0}]
-    if cuda and importlib.util.find_spec("liger_kernel"):
+    installed = [name for name in CHOICE_PACKAGES if everything or importlib.util.find_spec(name)] if cuda else []
+    if "liger_kernel" in installed:
         alone.insert(0, {"kernels": "liger", "compiled": False})
-    if cuda and importlib.util.find_spec("flash_attn"):
+    if "flash_attn" in installed:
         alone.insert(0, {"attention": "flash_attention_2"})
     if cuda:
         alone.insert(0, {"attention": "varlen"})
         alone.append({"quantization": "fp8"})
-    if cuda and importlib.util.find_spec("bitsandbytes"):
+    if "bitsandbytes" in installed:
         alone.append({"quantization": "nf4"})
     cases = [default, Case("plain", **STOCK_LAYERS), *(dataclasses.replace(default, **change) for change in alone)]
     cases += [Case(batch_size=size) for size in (2, 16, 32)] + [Case("plain", 2, **STOCK_LAYERS)]
@@ -281,7 +287,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.dry_run:
-        cases = list_cases(cuda=arguments.device == "cuda", tiny=arguments.tiny)
+        cases = list_cases(cuda=arguments.device == "cuda", tiny=arguments.tiny, everything=True)
         print_table([{**dataclasses.asdict(case), **_prediction(case)} for case in cases])
         return
     if arguments.device == "cuda" and not torch.cuda.is_available():

@@ -90,6 +90,9 @@ def test_every_h200_case_is_at_the_released_shapes_or_tiny(benchmarks):
     on_a_gpu = h200.list_cases(cuda=True, tiny=False)
     assert h200.Case(attention="varlen") in on_a_gpu
     assert h200.Case(quantization="fp8") in on_a_gpu
+    listed = h200.list_cases(cuda=True, tiny=False, everything=True)
+    assert {case.quantization for case in listed} == {None, "fp8", "nf4"}
+    assert {case.attention for case in listed} == {"sdpa", "varlen", "flash_attention_2"}
     rising = ({"recompute": 1, "compiled": False}, {"compiled": False}, {}, {"attention": "varlen"})
     predicted = [h200.predicted_tokens_per_second(h200.Case(**changes)) for changes in rising]
     assert predicted == sorted(predicted)
