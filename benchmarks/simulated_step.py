@@ -3,6 +3,7 @@
 from simulated_cuda import SimulatedCuda, simulated_cuda  # isort: skip  (before torch)
 
 import dataclasses
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,8 +18,8 @@ from ds_higgs.model.loading import released_model_config
 from ds_higgs.model.lora import count_parameters, unwrap
 from ds_higgs.model.parts import TARGETS
 from ds_higgs.model.patches import apply_patches
+from ds_higgs.sizing.activations import fullest_of_passes
 from ds_higgs.sizing.inputs import BatchShape, Policy
-from ds_higgs.sizing.memory import estimate_memory
 from ds_higgs.sizing.shape import model_shape
 from ds_higgs.training.step_module import StepModule
 
@@ -109,12 +110,15 @@ def simulate(setting: Setting, *, change: Callable[[torch.nn.Module], None] | No
         loss_function, estimated = _build_step(setting, peft_model, batch, mode)
         account = mode.account
         account.forget_work()
+        gc.freeze()  # garbage of before that is found in the middle of the step would count against it
         before = account.alive
         with mode:
             loss = loss_function()
             forward = _summary(account)
+            gc.collect()
             kept = account.alive - before
             loss.backward()
+        gc.unfreeze()
         whole = _summary(account)
     return Simulated(
         num_tokens=batch.num_tokens,
@@ -206,7 +210,7 @@ def _build_step(setting: Setting, peft_model, batch: Batch, mode: SimulatedCuda)
 
 
 def estimate_step(setting: Setting, peft_model, batch: Batch, targets: Targets) -> int:
-    """What `ds-higgs estimate` says of this step beyond weights, optimizer states and the framework's own memory."""
+    """What `ds-higgs estimate` says of this step beyond the weights, before gradients are reduced."""
     longest = SampleShape.of_length(max(setting.lengths()))
     frames = sum(batch.model_inputs[name].shape[1] for name in ("audio_in_ids", "audio_out_ids"))
     shape = BatchShape(
@@ -219,7 +223,6 @@ def estimate_step(setting: Setting, peft_model, batch: Batch, targets: Targets) 
     )
     counts = count_parameters(peft_model)
     policy = Policy(
-        zero_stage=0,  # gradients are not reduced here
         checkpoint_every=setting.recompute,
         lora_dropout=setting.dropout,
         kernels=setting.kernels,
@@ -229,11 +232,5 @@ def estimate_step(setting: Setting, peft_model, batch: Batch, targets: Targets) 
         whole_paths=frozenset(TARGETS) & frozenset(setting.whole),
         trained_heads=counts["audio_head"] + counts["text_head"],
     )
-    terms = estimate_memory(
-        model_shape(unwrap(peft_model).config),
-        shape,
-        policy,
-        frozen=counts["total"] - counts["trainable"],
-        trainable=counts["trainable"],
-    )
-    return terms["activations"] + terms["working space"] + terms["gradients"]
+    model = model_shape(unwrap(peft_model).config)
+    return fullest_of_passes(model, shape, policy, trainable=counts["trainable"]).total

@@ -58,6 +58,11 @@ def fullest_moment(
     return Moment(fullest.kept, fullest.work, fullest.gradients + sums)
 
 
+def fullest_of_passes(model: ModelShape, batch: BatchShape, policy: Policy, *, trainable: int) -> Moment:
+    """The same of the forward and backward pass alone, before gradients are reduced and applied."""
+    return max(_moments(model, batch, policy, trainable), key=lambda moment: moment.total)
+
+
 def _moments(model: ModelShape, batch: BatchShape, policy: Policy, trainable: int) -> Iterator[Moment]:
     step = _Step(model, batch, policy)
     gradients = trainable * policy.element_bytes
