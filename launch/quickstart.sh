@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 config=examples/small_base/new_voice.yaml
 
 venv=${VENV:-$PWD/.venv}
-PIP_NO_COMPILE=false bash launch/install.sh "$venv" # as in launch/test.sh
+bash launch/install.sh "$venv"
 export PATH="$venv/bin:$PATH"
 ranks=$(python -c "import torch; print(torch.cuda.device_count())")
 if ((ranks == 0)); then

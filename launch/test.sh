@@ -9,8 +9,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv-test
 native=.venv-native
-# Python compiles what is imported, and nobody waits for the rest. Of options that say "no" pip takes the opposite.
-export PIP_NO_COMPILE=false
 bash launch/install.sh "$venv" dev,datasets
 if [[ ${1:-} == --native ]]; then
   shift

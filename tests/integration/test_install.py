@@ -21,8 +21,8 @@ def wheel(tmp_path_factory) -> Path:
     return wheel
 
 
-def run_pip(command: str, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
-    done = launching.run([sys.executable, "-m", "pip", command, "-q", "--no-deps", *arguments], env=env)
+def run_pip(command: str, *arguments: str | Path) -> None:
+    done = launching.run([sys.executable, "-m", "pip", command, "-q", "--no-deps", *arguments])
     assert done.returncode == 0, done.stdout[-4000:]
 
 
@@ -40,14 +40,6 @@ def copy(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     return source
-
-
-def test_the_environment_of_the_tests_is_not_compiled_beforehand(wheel, tmp_path):
-    """10,000 modules, of which the tests import a part."""
-    [(name, value)] = re.findall(r"^export (PIP_\w+)=(\w+)$", (ROOT / "launch" / "test.sh").read_text(), re.MULTILINE)
-    run_pip("install", "--no-index", "--target", tmp_path, wheel, env={name: value})
-    assert (tmp_path / "ds_higgs" / "__init__.py").exists()
-    assert not list(tmp_path.rglob("*.pyc"))
 
 
 @pytest.mark.parametrize(
