@@ -75,7 +75,7 @@ class Reuse:
         looked = look_at_files(before.files, self._audio_root, self._cache_dir, share=rank, shares=world_size)
         told = self._ranks.tell([looked.changed, looked.num_missing])
         missing = sum(count for _, count in told)
-        if missing and rank == 0:
+        if missing and rank == 0 and before.marker.identity.manifest == self.identity.manifest:
             logger.info("%s: %d audio files are not here; their codes are used", self._manifest, missing)
         return frozenset(path for changed, _ in told for path in changed)
 

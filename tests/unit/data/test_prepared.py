@@ -123,7 +123,7 @@ def test_a_changed_audio_file_has_its_samples_analysed_again(manifest, make_rule
     assert [name for name in before if before[name] != after[name]] == ["train.json:1", "train.json:2"]
 
 
-def test_codes_travel_without_their_audio(manifest, make_rules, analysed, tmp_path):
+def test_codes_travel_without_their_audio(manifest, make_rules, analysed, tmp_path, caplog):
     before = contents(build(manifest, make_rules()))
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "cache", elsewhere / "cache")
@@ -132,8 +132,21 @@ def test_codes_travel_without_their_audio(manifest, make_rules, analysed, tmp_pa
     shutil.rmtree(tmp_path / "cache")
     shutil.rmtree(manifest.parent)
     analysed.clear()
-    assert contents(build(elsewhere / "data" / manifest.name, make_rules())) == before
+    with caplog.at_level("INFO", "ds_higgs"):
+        assert contents(build(elsewhere / "data" / manifest.name, make_rules())) == before
     assert analysed == []
+    assert f"train.json: {NUM_SAMPLES + 1} audio files are not here; their codes are used" in caplog.text
+
+
+def test_audio_that_only_another_manifest_names_is_not_said_to_be_missing(manifest, make_rules, tmp_path, caplog):
+    build(manifest, make_rules())
+    other = tmp_path / "other" / "train.json"
+    for name in "ab":
+        write_tone(other.parent / f"{name}.wav", 0.3)
+    other.write_text(json.dumps([cloning_sample("a.wav", "b.wav", "another")]))
+    with caplog.at_level("INFO", "ds_higgs"):
+        build(other, make_rules())
+    assert "are not here" not in caplog.text
 
 
 def test_of_audio_that_is_elsewhere_all_is_known_under_other_rules_too(manifest, make_rules, tmp_path, monkeypatch):
