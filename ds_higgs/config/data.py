@@ -1,9 +1,9 @@
 """`data`: manifests, codes and batches."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ds_higgs.config.section import Section
 from ds_higgs.config.sources import TrainSource, ValSource, check_train_sources, check_val_sources
@@ -68,6 +68,14 @@ class DataConfig(Section):
     drop_system: Probability = Field(0.0, description="The same, of the system message.")
     use_delay_pattern: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
     encode_whisper_embed: AutoOrBool = Field("auto", description="auto: as the base checkpoint says.")
+
+    @field_validator("train_manifest", "val_manifest", mode="before")
+    @classmethod
+    def _is_one(cls, manifest: Any, field: ValidationInfo) -> Any:
+        if isinstance(manifest, list | tuple):
+            several = str(field.field_name).removesuffix("_manifest")
+            raise ValueError(f"it is one manifest: expected several as a list of sources in data.{several}")
+        return manifest
 
     @field_validator("train")
     @classmethod

@@ -341,6 +341,10 @@ def flat(values):
         ({"data.train": [SOURCES[0]] * 2}, "data.train: two sources are named new: give each a name of its own"),
         ({"data.train": [{"manifest": "a", "weight": 0}]}, r"data.train.0.weight: .*greater than 0 \(found 0\)"),
         ({"data.train": [{"manifest": "a", "wieght": 1}]}, r"data.train.0.wieght: unknown key$"),
+        (
+            {"data.val_manifest": ["a.json", "b.json"]},
+            "data.val_manifest: it is one manifest: expected several as a list of sources in data.val",
+        ),
         ({"data.train": []}, "data: nothing to train on: expected train_manifest, or several sources in train"),
         ({"data.train_manifest": "a"}, "data: train_manifest and train are both set: expected one of them"),
         ({"run.max_steps": None}, "data: no source of data.train has epochs, so the run has no end: expected run.max"),
