@@ -1,6 +1,7 @@
 """What a run has trained, an adapter in PEFT format or weights of the base, written whole or not at all."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
@@ -9,15 +10,16 @@ from deepspeed import DeepSpeedEngine
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from ds_higgs.adapters.from_checkpoint import MODULE_PREFIX, read_trained
+from ds_higgs.adapters.from_checkpoint import MODULE_PREFIX
 from ds_higgs.adapters.record import AdapterRecord
-from ds_higgs.adapters.whole import WholeInfo, WholeWeights, write_whole
+from ds_higgs.adapters.whole import WholeInfo, write_whole
 from ds_higgs.checkpoint.host_copies import HostCopies
 from ds_higgs.checkpoint.weights import CheckpointWeights
 from ds_higgs.files import replaced_whole
 from ds_higgs.job import distributed
 from ds_higgs.model.loading import DTYPES, HiggsAudioModel
 from ds_higgs.model.trained import TrainMode, trained_shapes
+from ds_higgs.model.weight_files import Shapes
 
 
 def save_trained(
@@ -41,9 +43,40 @@ def save_trained(
         _save_whole(model, folder, record, WholeInfo(mode=mode, base=base, revision=revision), partitioned=partitioned)
 
 
-def save_from_files(
+@dataclass(frozen=True)
+class HostWeights:
+    """What a run trains, by the model's own names, on a disk or in CPU memory: each is read when it is asked for."""
+
+    shapes: Shapes
+    dtype: torch.dtype
+    read: Callable[[str], torch.Tensor]
+
+    @classmethod
+    def in_files(cls, weights: CheckpointWeights) -> "HostWeights":
+        """Those of a checkpoint, in the precision of the run."""
+        dtype = DTYPES[weights.marker.precision]
+        shapes = {name.removeprefix(MODULE_PREFIX): shape for name, shape in weights.shapes.items()}
+        return cls(shapes, dtype, lambda name: weights.read(MODULE_PREFIX + name).to(dtype, copy=True))
+
+    @classmethod
+    def copied(cls, engine: DeepSpeedEngine, copies: HostCopies) -> "HostWeights":
+        """Those of the engine as they are now, on rank 0; nothing on the others, which call it too.
+
+        Args:
+            copies: the CPU memory that they lie in.
+        """
+        found: dict[str, torch.Tensor] = {}
+        partitioned = engine.zero_optimization_stage() == 3
+        for name, weight in _gathered(engine.module.peft_model, partitioned=partitioned):
+            if distributed.is_main_rank():
+                found |= copies.copy({name: weight})
+        shapes = {name: tuple(weight.shape) for name, weight in found.items()}
+        return cls(shapes, engine.module.peft_model.dtype, found.__getitem__)
+
+
+def save_from_host(
     model: PeftModel | HiggsAudioModel,
-    weights: CheckpointWeights,
+    weights: HostWeights,
     folder: Path,
     *,
     mode: TrainMode,
@@ -51,68 +84,20 @@ def save_from_files(
     revision: str | None,
     record: AdapterRecord,
 ) -> None:
-    """`save_trained` of what a checkpoint's files hold: by rank 0 alone, while `model` may be trained on.
+    """`save_trained` of weights that are not the model's: by rank 0 alone, while `model` may be trained on.
 
     Raises:
         OSError: it could not be written.
     """
-
-    def write_adapter(unfinished: Path) -> None:
-        trained = {name.removeprefix(MODULE_PREFIX): weight for name, weight in read_trained(weights).items()}
-        _write_adapter(model, unfinished, trained)
+    tensors = ((name, weights.read(name)) for name in weights.shapes)
 
     def write_whole_weights(unfinished: Path) -> None:
-        whole = WholeWeights.of(weights, mode=mode)
-        tensors = ((name, whole.read(name)) for name in whole.shapes)
         info = WholeInfo(mode=mode, base=base, revision=revision)
-        write_whole(unfinished, info, tensors, shapes=whole.shapes, dtype=DTYPES[weights.marker.precision])
+        write_whole(unfinished, info, tensors, shapes=weights.shapes, dtype=weights.dtype)
 
     if isinstance(model, PeftModel):
         _name_base(model, base, revision)
-        _write(folder, record, write_adapter)
-    else:
-        _write(folder, record, write_whole_weights)
-
-
-def copy_trained(engine: DeepSpeedEngine, copies: HostCopies) -> dict[str, torch.Tensor]:
-    """What the engine trains, by the model's own names, on rank 0, and nothing on the others, which call it too.
-
-    Args:
-        copies: the CPU memory that it lies in.
-    """
-    found: dict[str, torch.Tensor] = {}
-    partitioned = engine.zero_optimization_stage() == 3
-    for name, weight in _gathered(engine.module.peft_model, partitioned=partitioned):
-        if distributed.is_main_rank():
-            found |= copies.copy({name: weight})
-    return found
-
-
-def save_copies(
-    model: PeftModel | HiggsAudioModel,
-    weights: Mapping[str, torch.Tensor],
-    folder: Path,
-    *,
-    mode: TrainMode,
-    base: str,
-    revision: str | None,
-    record: AdapterRecord,
-) -> None:
-    """`save_trained` of what `copy_trained` found: by rank 0 alone, while `model` may be trained on.
-
-    Raises:
-        OSError: it could not be written.
-    """
-
-    def write_whole_weights(unfinished: Path) -> None:
-        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-        dtype = next(iter(weights.values())).dtype
-        info = WholeInfo(mode=mode, base=base, revision=revision)
-        write_whole(unfinished, info, weights.items(), shapes=shapes, dtype=dtype)
-
-    if isinstance(model, PeftModel):
-        _name_base(model, base, revision)
-        _write(folder, record, lambda unfinished: _write_adapter(model, unfinished, weights))
+        _write(folder, record, lambda unfinished: _write_adapter(model, unfinished, dict(tensors)))
     else:
         _write(folder, record, write_whole_weights)
 
@@ -122,11 +107,9 @@ def _name_base(model: PeftModel, base: str, revision: str | None) -> None:
     config.base_model_name_or_path, config.revision = base, revision
 
 
-def _write_adapter(model: PeftModel, folder: Path, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+def _write_adapter(model: PeftModel, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
     """As PEFT does; `state_dict`: of the trained weights, None for those that `model` has."""
-    model.save_pretrained(
-        str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=state_dict and dict(state_dict)
-    )
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=state_dict)
 
 
 def _save_adapter(model: PeftModel, folder: Path, record: AdapterRecord, *, partitioned: bool) -> None:

@@ -59,11 +59,7 @@ class WholeWeights:
     @classmethod
     def in_checkpoint(cls, checkpoint: Path, *, mode: TrainMode) -> "WholeWeights":
         """Raises UserError if the checkpoint is incomplete or damaged."""
-        return cls.of(CheckpointWeights.open(checkpoint), mode=mode)
-
-    @classmethod
-    def of(cls, weights: CheckpointWeights, *, mode: TrainMode) -> "WholeWeights":
-        """Those in the files of a checkpoint."""
+        weights = CheckpointWeights.open(checkpoint)
         shapes = {name.removeprefix(MODULE_PREFIX): shape for name, shape in weights.shapes.items()}
         return cls(mode, shapes, lambda name: weights.read(MODULE_PREFIX + name))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from deepspeed import DeepSpeedEngine
 
-from ds_higgs.adapters.saving import copy_trained, save_copies, save_trained
+from ds_higgs.adapters.saving import HostWeights, save_from_host, save_trained
 from ds_higgs.checkpoint import Background
 from ds_higgs.checkpoint.host_copies import HostCopies
 from ds_higgs.job import distributed
@@ -57,11 +57,11 @@ class BestAdapter:
                 done()
             return
         self._copies.begin()
-        weights = copy_trained(self._engine, self._copies)
+        weights = HostWeights.copied(self._engine, self._copies)
         work = None
         if distributed.is_main_rank():
             model = self._engine.module.peft_model
-            work = self._background.submit(partial(save_copies, model, weights, self._folder, **arguments))
+            work = self._background.submit(partial(save_from_host, model, weights, self._folder, **arguments))
         self.under_way = BestWrite(work, done)
 
     def finish(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from deepspeed import DeepSpeedEngine
 
 from ds_higgs.adapters.record import AdapterRecord
-from ds_higgs.adapters.saving import save_from_files, save_trained
+from ds_higgs.adapters.saving import HostWeights, save_from_host, save_trained
 from ds_higgs.checkpoint import Background, Commit, PendingCheckpoint, begin_checkpoint, capture_random_state
 from ds_higgs.checkpoint.marker import Marker
 from ds_higgs.checkpoint.weights import CheckpointWeights
@@ -129,7 +129,8 @@ class Saves:
         best = self._best_before = self._best.under_way
 
         def hand_out(weights: CheckpointWeights, folder: Path) -> None:
-            save_from_files(self.engine.module.peft_model, weights, folder, record=record, **self._origin())
+            trained = HostWeights.in_files(weights)
+            save_from_host(self.engine.module.peft_model, trained, folder, record=record, **self._origin())
 
         def hand_out_from_files(files: Path, marker: Marker) -> None:
             self._best.check(best)

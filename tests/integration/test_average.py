@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from ds_higgs.adapters.from_checkpoint import read_trained
 from ds_higgs.adapters.opening import open_adapter
-from ds_higgs.adapters.saving import read_trained
 from ds_higgs.checkpoint.weights import CheckpointWeights
 from tests.faults.job import write_config
 from tests.support import launching
