@@ -4,7 +4,8 @@ from simulated_cuda import SimulatedCuda, simulated_cuda  # isort: skip  (before
 
 import dataclasses
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import simulated_liger
@@ -110,15 +111,13 @@ def simulate(setting: Setting, *, change: Callable[[torch.nn.Module], None] | No
         loss_function, estimated = _build_step(setting, peft_model, batch, mode)
         account = mode.account
         account.forget_work()
-        gc.freeze()  # garbage of before that is found in the middle of the step would count against it
         before = account.alive
-        with mode:
+        with _earlier_garbage_left(), mode:
             loss = loss_function()
             forward = _summary(account)
             gc.collect()
             kept = account.alive - before
             loss.backward()
-        gc.unfreeze()
         whole = _summary(account)
     return Simulated(
         num_tokens=batch.num_tokens,
@@ -134,6 +133,16 @@ def simulate(setting: Setting, *, change: Callable[[torch.nn.Module], None] | No
         estimated_bytes=estimated,
         num_trainable=count_parameters(peft_model)["trainable"],
     )
+
+
+@contextmanager
+def _earlier_garbage_left() -> Iterator[None]:
+    """What was garbage before is not collected inside: it would count against what runs there."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _summary(account: Account) -> dict[str, Any]:
