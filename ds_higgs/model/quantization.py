@@ -8,9 +8,8 @@ from ds_higgs.job.preflight import lacks_for_bitsandbytes
 
 # What stays in full precision: the heads decide over 128,256 and 8 x 1026 classes, and LoRA may train them whole.
 UNQUANTIZED_MODULES = ("audio_decoder_proj", "audio_tower", "audio_encoder_proj")
-
-
-FP8_CAPABILITY = (8, 9)
+FP8_CAPABILITY = (8, 9)  # the first with products in fp8: Ada
+_WEIGHTS = {"nf4": "packed 4-bit", "fp8": "fp8"}
 
 
 def check_quantization(
@@ -28,9 +27,6 @@ def check_quantization(
         problems.append(f"zero.stage 3 cannot split {_WEIGHTS[quantization]} weights; use stage 0, 1 or 2")
     if problems:
         raise UserError.from_problems(f"model.quantization: {quantization} cannot be used:", problems)
-
-
-_WEIGHTS = {"nf4": "packed 4-bit", "fp8": "fp8"}
 
 
 def _lacks_for_fp8(device_type: str, dtype: torch.dtype) -> list[str]:
