@@ -88,21 +88,22 @@ def assert_same(streams: Streams, rows: list[Alone]) -> None:
     assert streams.ended == [row.ended for row in rows]
 
 
-@pytest.mark.parametrize("name", EVERY_SAMPLING)
-def test_rows_that_go_on(model, name):
+def draw_until_ended(model, name: str, *, end_at: float) -> Streams:
     streams, rows = make_rows(model, EVERY_SAMPLING[name])
     with codes_as_served(model) if name == "the server's" else torch.no_grad():
-        draw_both(streams, rows, end_at=0.0)
+        draw_both(streams, rows, end_at=end_at)
     assert_same(streams, rows)
-    assert not any(streams.ended)
+    return streams
+
+
+@pytest.mark.parametrize("name", EVERY_SAMPLING)
+def test_rows_that_go_on(model, name):
+    assert not any(draw_until_ended(model, name, end_at=0.0).ended)
 
 
 @pytest.mark.parametrize("name", EVERY_SAMPLING)
 def test_rows_that_end_in_any_codebook(model, name):
-    streams, rows = make_rows(model, EVERY_SAMPLING[name])
-    with codes_as_served(model) if name == "the server's" else torch.no_grad():
-        draw_both(streams, rows, end_at=12.0)
-    assert_same(streams, rows)
+    streams = draw_until_ended(model, name, end_at=12.0)
     assert len({spoken.shape[1] for spoken in streams.spoken()}) > 2
     assert any(streams.ended)
 
