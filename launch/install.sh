@@ -27,6 +27,8 @@ CHECK
 echo "installing into $venv"
 [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q)
+# What is imported is compiled then, unless that is kept from being written: most modules never are.
+[[ -n ${PYTHONDONTWRITEBYTECODE:-} ]] || pip+=(--no-compile)
 # torch first and alone: the other packages then take the one that is there.
 "$venv/bin/python" -c "import torch" 2>/dev/null || "${pip[@]}" "${torch[@]}"
 "${pip[@]}" -e ".${extras:+[$extras]}"

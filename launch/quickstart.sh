@@ -37,7 +37,7 @@ made:
 next:
   source {os.environ["VENV"]}/bin/activate
   ds-higgs generate --adapter outputs/new_voice --reference examples/small_base/new_voice/audio/learned_00.flac \\
-      --reference-text "help Lina on Sunday" --text "Sara said eight two" -o said.wav
+      --reference-text "meet Lina on Friday" --text "Sara said eight two" -o said.wav
   ds-higgs train --help           every key, with its default
   bash launch/train_1gpu.sh --train_manifest train.json --val_manifest val.json --output_dir out \\
       --base_ckpt bosonai/higgs-audio-v2-generation-3B-base

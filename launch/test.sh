@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv-test
 native=.venv-native
+unset PYTHONDONTWRITEBYTECODE # else hundreds of processes compile the same modules
 bash launch/install.sh "$venv" dev,datasets
 if [[ ${1:-} == --native ]]; then
   shift
