@@ -8,12 +8,15 @@ b) words: of the sentences spoken, which are in no training set, how many are ne
    another voice says
 c) voice: of the sentences spoken with the new voice as reference, how many are nearer to it with the adapter
 d) ends: how many end by themselves, neither too early nor too late to have said the sentence
+
+With --draws N each sentence is spoken N times, by seeds 0 to N-1: (b) and (d) count all of them, (c) takes the median
+of each sentence, since what is drawn may be near a voice once by chance.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,12 +88,12 @@ def judge_ends(said: Sequence[Said]) -> Score:
 
 
 def judge_pitch(adapted: Sequence[Said], base: Sequence[Said]) -> Score:
-    """(c): those whose pitch is nearer to the target's with the adapter; what has no pitch is far from any."""
+    """(c): sentences whose pitch is nearer to the target's with the adapter; what has no pitch is far from any."""
     return _nearer(adapted, base, lambda said: abs(listening.pitch(said.waveform) - listening.pitch(said.target)))
 
 
 def judge_spectrum(adapted: Sequence[Said], base: Sequence[Said]) -> Score:
-    """(c): those whose mean spectrum is nearer to the target's with the adapter."""
+    """(c): sentences whose mean spectrum is nearer to the target's with the adapter."""
 
     def difference(said: Said) -> float:
         return float(np.abs(listening.spectrum(said.waveform) - listening.spectrum(said.target)).mean())
@@ -98,9 +101,17 @@ def judge_spectrum(adapted: Sequence[Said], base: Sequence[Said]) -> Score:
     return _nearer(adapted, base, difference)
 
 
-def _nearer(adapted, base, difference) -> Score:
-    pairs = [(difference(with_it), difference(without)) for with_it, without in zip(adapted, base, strict=True)]
-    return Score(sum(bool(near < far or (np.isnan(far) and not np.isnan(near))) for near, far in pairs), len(pairs))
+def _nearer(adapted: Sequence[Said], base: Sequence[Said], difference: Callable[[Said], float]) -> Score:
+    with_it, without = _median_by_sentence(adapted, difference), _median_by_sentence(base, difference)
+    assert with_it.keys() == without.keys()
+    return Score(sum(with_it[number] < without[number] for number in without), len(without))
+
+
+def _median_by_sentence(said: Sequence[Said], difference: Callable[[Said], float]) -> dict[int, float]:
+    found: dict[int, list[float]] = {}
+    for one in said:
+        found.setdefault(one.number, []).append(difference(one))
+    return {number: float(np.median(np.nan_to_num(values, nan=np.inf))) for number, values in found.items()}
 
 
 def rivals(speaker: str) -> list[Path]:
@@ -112,18 +123,18 @@ def read(file: Path) -> np.ndarray:
     return soundfile.read(file, dtype="float32")[0]
 
 
-def speak(voice: Voice, manifest: Path, out: Path, *, count: int | None = None) -> list[Said]:
-    """What `voice` says to the first `count` prompts of a manifest (None: all); the WAV files go to `out`."""
-    speech = SpeechOptions(sampling=Sampling(), max_seconds=MAX_SECONDS)
-    rows = speak_manifest(manifest, out, voice=voice, speech=speech, count=count)
+def speak(voice: Voice, manifest: Path, out: Path, *, count: int | None, draws: int = 1) -> list[Said]:
+    """What `voice` says to the first `count` prompts of a manifest (None: all), `draws` times; WAVs go to `out`."""
     samples = json.loads(manifest.read_text(encoding="utf-8"))
     said = []
-    for row in rows:
-        sample = samples[int(row["sample_id"].rpartition(":")[2])]
-        target = manifest.parent / sample["messages"][-1]["content"]["audio_url"]
-        number = int(target.stem.rpartition("_")[2])
-        ended = row["stopped_by"] == "eos"
-        said.append(Said(number, sample["speaker"], read(Path(row["file"])), read(target), ended))
+    for seed in range(draws):
+        speech = SpeechOptions(sampling=Sampling(), seed=seed, max_seconds=MAX_SECONDS)
+        for row in speak_manifest(manifest, out / str(seed), voice=voice, speech=speech, count=count):
+            sample = samples[int(row["sample_id"].rpartition(":")[2])]
+            target = manifest.parent / sample["messages"][-1]["content"]["audio_url"]
+            number = int(target.stem.rpartition("_")[2])
+            ended = row["stopped_by"] == "eos"
+            said.append(Said(number, sample["speaker"], read(Path(row["file"])), read(target), ended))
     return said
 
 
@@ -133,19 +144,19 @@ def load(base: Path, adapter: Path | None, cache_dir: Path) -> Voice:
     return load_voice(options)[0]
 
 
-def judge(base: Path, adapter: Path | None, out: Path, *, count: int | None) -> dict[str, Score]:
+def judge(base: Path, adapter: Path | None, out: Path, *, count: int | None, draws: int = 1) -> dict[str, Score]:
     """All measures that apply; what is spoken goes to folders of `out`."""
     voice = load(base, None, out / "codes")
     if adapter is None:
-        said = speak(voice, JUDGED, out / "base", count=count)
+        said = speak(voice, JUDGED, out / "base", count=count, draws=draws)
         recordings = [read(file) for speaker in ("low_3", "high_2") for file in rivals(speaker)]
         return {
             "codec": judge_codec(voice.codec, recordings),
             "words": judge_words(said),
             "ends": judge_ends(said),
         }
-    said = speak(voice, NEW_VOICE, out / "base", count=count)
-    adapted = speak(load(base, adapter, out / "codes"), NEW_VOICE, out / "adapter", count=count)
+    said = speak(voice, NEW_VOICE, out / "base", count=count, draws=draws)
+    adapted = speak(load(base, adapter, out / "codes"), NEW_VOICE, out / "adapter", count=count, draws=draws)
     return {
         "words without": judge_words(said),
         "words": judge_words(adapted),
@@ -160,11 +171,14 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("--adapter", type=Path, help="a run or adapter that was trained on new_voice/")
     parser.add_argument("--count", type=int, help="prompts to speak (default: all)")
+    parser.add_argument("--draws", type=int, default=1, help="times that each is spoken (default: 1)")
     parser.add_argument("--out", type=Path, help="keep what was spoken in this folder")
     parser.add_argument("--json", type=Path, help="write the scores to this file too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        scores = judge(options.base, options.adapter, options.out or Path(folder), count=options.count)
+        scores = judge(
+            options.base, options.adapter, options.out or Path(folder), count=options.count, draws=options.draws
+        )
     for name, score in scores.items():
         print(f"{name:16} {score}")
     if options.json is not None:

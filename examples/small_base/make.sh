@@ -7,11 +7,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=examples/small_base
 work=${1:-outputs/small_base}
 
+source_of() { # NAME WEIGHT: a source of a mixture
+  echo "{manifest: $work/speech/$1.json, weight: $2, name: $1}"
+}
+
 python $here/make_speech.py --out "$work/speech"
 python $here/learn_codec.py --speech "$work/speech" --out "$work/codec"
 python $here/make_base.py --codec "$work/codec" --out "$work/random"
 ds-higgs train -c $here/train.yaml --model.base "$work/random" --run.output_dir "$work/run" \
   --data.train_manifest "$work/speech/train.json" --data.val_manifest "$work/speech/val.json"
-ds-higgs export "$work/run" --out "$work/base" --merge --precision bf16
+ds-higgs export "$work/run" --out "$work/base_1" --merge --precision bf16
+val="[{manifest: $work/speech/val.json}]"
+ds-higgs train -c $here/many_voices.yaml --model.base "$work/base_1" --run.output_dir "$work/many_voices" --data.val "$val" \
+  --data.train "[$(source_of train 0.2), $(source_of varied 0.15), $(source_of voices 0.65)]"
+ds-higgs export "$work/many_voices" --out "$work/base_2" --merge --precision bf16
+ds-higgs train -c $here/eight_voices.yaml --model.base "$work/base_2" --run.output_dir "$work/eight_voices" --data.val "$val" \
+  --data.train "[$(source_of train 0.55), $(source_of alone 0.45)]"
+ds-higgs export "$work/eight_voices" --out "$work/base" --merge --precision bf16
 rm "$work/base/README.md" "$work/base/NOTICE" # those of a model made from the released weights
 python $here/judge.py "$work/base"

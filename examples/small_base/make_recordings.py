@@ -2,14 +2,14 @@
 
     python examples/small_base/make_recordings.py
 
-`new_voice/` has 30 recordings to tune the base with, and 20 of sentences that nobody trains on. `judged/` has these 20
+`new_voice/` has 40 recordings to tune the base with, and 20 of sentences that nobody trains on. `judged/` has these 20
 by two voices of the base. Needs espeak-ng 1.51 or later on the PATH.
 """
 
 import argparse
 import itertools
 import json
-import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from make_speech import Utterance, build_sample, require_espeak
 from speech import LANGUAGES, NEW_SPEAKER, SPEAKERS, Language, Speaker, split_sentences
 
 SEED = 0  # of make_speech.py: it decides which sentences are kept from training
-NEW_VOICE_PER_LANGUAGE = 15
+NEW_VOICE_PER_LANGUAGE = 20
 JUDGED_PER_LANGUAGE = 10
 JUDGING_SPEAKERS = tuple(speaker for speaker in SPEAKERS if speaker.name in ("low_3", "high_2"))
 
@@ -32,14 +32,15 @@ def judged_sentences() -> list[Spoken]:
 
 
 def new_voice_sentences() -> list[Spoken]:
-    """What the new voice says to be learned: sentences of the base's training part, of every pattern in turn."""
-    generator = random.Random(f"new voice {SEED}")
+    """What the new voice says to be learned, of the base's training part: patterns in turn, the rarest words first."""
     chosen = []
     for language in LANGUAGES:
         patterns = split_sentences(language, SEED)[0]
-        chosen += [
-            (generator.choice(patterns[index % len(patterns)]), language) for index in range(NEW_VOICE_PER_LANGUAGE)
-        ]
+        said: Counter[str] = Counter()
+        for index in range(NEW_VOICE_PER_LANGUAGE):
+            sentence = min(patterns[index % len(patterns)], key=lambda text: sum(said[word] for word in text.split()))
+            said.update(sentence.split())
+            chosen.append((sentence, language))
     return chosen
 
 

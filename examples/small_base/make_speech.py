@@ -15,10 +15,23 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import soundfile
-from speech import CODEC_VARIANTS, LANGUAGES, SAMPLE_RATE, SPEAKERS, Language, Speaker, speak, split_sentences, written
+from speech import (
+    CODEC_VARIANTS,
+    HIGHEST_PITCH,
+    LANGUAGES,
+    OTHER_VARIANTS,
+    SAMPLE_RATE,
+    SPEAKERS,
+    Language,
+    Speaker,
+    speak,
+    split_sentences,
+    written,
+)
 
 PITCH_JITTER = 3
 SPEED_JITTER = 12
+EACH = 15  # utterances of each of many voices
 
 
 @dataclass(frozen=True)
@@ -57,17 +70,40 @@ def held_out_utterances(folder: Path, *, seed: int) -> list[Utterance]:
     ]
 
 
-def codec_utterances(folder: Path, *, count: int, seed: int) -> list[Utterance]:
-    """Speech in many more voices, of sentences of the training part: for learn_codec.py alone."""
-    generator = random.Random(f"codec {seed}")
+def other_utterances(
+    folder: Path, *, variants: Sequence[str], highest_pitch: int, count: int, seed: int
+) -> list[Utterance]:
+    """Sentences of the training part, each by a voice of its own at any pitch."""
+    generator = random.Random(f"{folder.name} {seed}")
+    sentences = {language: split_sentences(language, seed)[0] for language in LANGUAGES}
     drawn = []
     for index in range(count):
         language = generator.choice(LANGUAGES)
-        text = generator.choice(generator.choice(split_sentences(language, seed)[0]))
-        speaker = Speaker(
-            "any", generator.choice(CODEC_VARIANTS), generator.randint(20, 80), generator.randint(150, 190)
-        )
-        drawn.append(Utterance(folder / "codec" / f"{index:05d}.flac", text, language, speaker))
+        text = generator.choice(generator.choice(sentences[language]))
+        variant = generator.choice(variants)
+        pitch, speed = generator.randint(20, highest_pitch), generator.randint(150, 190)
+        speaker = Speaker(f"{folder.name}_{index:05d}", variant, pitch, speed)
+        drawn.append(Utterance(folder / f"{index:05d}.flac", text, language, speaker))
+    return drawn
+
+
+def copied_utterances(folder: Path, *, speakers: int, each: int, seed: int) -> list[Utterance]:
+    """Sentences of the training part by many speakers, every third of them low, who say `each` of them."""
+    generator = random.Random(f"{folder.name} {seed}")
+    sentences = {language: split_sentences(language, seed)[0] for language in LANGUAGES}
+    low = [variant for variant, highest in OTHER_VARIANTS.items() if highest == HIGHEST_PITCH]
+    high = [variant for variant in OTHER_VARIANTS if variant not in low]
+    drawn = []
+    for number in range(speakers):
+        variant = generator.choice(low if number % 3 == 2 else high)
+        pitch, speed = generator.randint(20, OTHER_VARIANTS[variant]), generator.randint(155, 185)
+        for index in range(each):
+            language = generator.choice(LANGUAGES)
+            text = generator.choice(generator.choice(sentences[language]))
+            jittered = Speaker(
+                f"voice_{number:03d}", variant, pitch + generator.randint(-1, 1), speed + generator.randint(-6, 6)
+            )
+            drawn.append(Utterance(folder / f"{number:03d}_{index:02d}.flac", text, language, jittered))
     return drawn
 
 
@@ -93,18 +129,18 @@ def build_samples(targets: Sequence[Utterance], references: Sequence[Utterance],
         yield build_sample(target, reference)
 
 
-def build_sample(target: Utterance, reference: Utterance) -> dict:
+def build_sample(target: Utterance, reference: Utterance | None = None) -> dict:
     """One sample in the form that servers use: `target` is asked for in the voice of `reference`."""
-    return {
-        "messages": [
-            {"role": "user", "content": written(reference.text)},
-            {"role": "assistant", "content": _audio(reference)},
-            {"role": "user", "content": written(target.text)},
-            {"role": "assistant", "content": _audio(target)},
-        ],
-        "start_index": 3,
-        "speaker": target.speaker.name,
-    }
+    turns = [target] if reference is None else [reference, target]
+    messages = [
+        message
+        for utterance in turns
+        for message in (
+            {"role": "user", "content": written(utterance.text)},
+            {"role": "assistant", "content": _audio(utterance)},
+        )
+    ]
+    return {"messages": messages, "start_index": len(messages) - 1, "speaker": target.speaker.name}
 
 
 def _audio(utterance: Utterance) -> dict:
@@ -119,8 +155,10 @@ def require_espeak(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for audio, train.json and val.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder for audio and manifests")
     parser.add_argument("--count", type=int, default=24_000, help="training utterances (default: 24000)")
+    parser.add_argument("--varied-count", type=int, default=6_000, help="each by another voice (default: 6000)")
+    parser.add_argument("--voices", type=int, default=800, help="speakers of 15 utterances each (default: 800)")
     parser.add_argument("--codec-count", type=int, default=1_500, help="utterances for the codec (default: 1500)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
@@ -128,11 +166,21 @@ def main() -> None:
     require_espeak(parser)
     train = training_utterances(options.out, count=options.count, seed=options.seed)
     val = held_out_utterances(options.out, seed=options.seed)
-    codec = codec_utterances(options.out, count=options.codec_count, seed=options.seed)
+    others = {"seed": options.seed, "variants": list(OTHER_VARIANTS), "highest_pitch": HIGHEST_PITCH}
+    varied = other_utterances(options.out / "varied", count=options.varied_count, **others)
+    voices = copied_utterances(options.out / "voices", speakers=options.voices, each=EACH, seed=options.seed)
+    others |= {"variants": CODEC_VARIANTS, "highest_pitch": 80}
+    codec = other_utterances(options.out / "codec", count=options.codec_count, **others)
     with Pool(options.processes) as pool:
-        pool.map(Utterance.write, [*codec, *val, *train], chunksize=50)
-    for name, targets in (("train.json", train), ("val.json", val)):
-        samples = list(build_samples(targets, train, options.seed))
+        pool.map(Utterance.write, [*codec, *val, *train, *varied, *voices], chunksize=50)
+    manifests = {
+        "train.json": list(build_samples(train, train, options.seed)),
+        "val.json": list(build_samples(val, train, options.seed)),
+        "voices.json": list(build_samples(voices, voices, options.seed)),
+        "varied.json": [build_sample(utterance) for utterance in varied],
+        "alone.json": [build_sample(utterance) for utterance in [*varied, *voices]],
+    }
+    for name, samples in manifests.items():
         (options.out / name).write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: {len(samples)} samples")
 

@@ -45,7 +45,11 @@ def test_recordings_and_manifests_are_those_of_the_script(scripts):
 
 def test_nothing_that_is_judged_is_ever_trained_on(scripts):
     build = scripts["make_speech"]
-    utterances = build.training_utterances(FOLDER, count=24_000, seed=0)
+    utterances = [
+        *build.training_utterances(FOLDER, count=24_000, seed=0),
+        *build.other_utterances(FOLDER, variants=[*build.OTHER_VARIANTS], highest_pitch=95, count=2_000, seed=0),
+        *build.copied_utterances(FOLDER, speakers=200, each=15, seed=0),
+    ]
     learned = {scripts["speech"].written(one.text) for one in utterances}
     assert len(learned) > 5_000
     judged = {scripts["speech"].written(text) for text, _ in scripts["make_recordings"].judged_sentences()}
@@ -53,6 +57,14 @@ def test_nothing_that_is_judged_is_ever_trained_on(scripts):
     assert not judged & learned
     assert not judged & spoken_texts(json.loads((FOLDER / "new_voice" / "train.json").read_text()))
     assert scripts["speech"].NEW_SPEAKER.variant not in {one.speaker.variant for one in utterances}
+
+
+def test_the_new_voice_says_every_word(scripts):
+    samples = json.loads((FOLDER / "new_voice" / "train.json").read_text())
+    assert len(samples) == 40
+    words = {word for text in spoken_texts(samples) for word in text.split()}
+    vocabulary = [word for kinds in scripts["speech"].WORDS.values() for kind in kinds.values() for word in kind]
+    assert words == {scripts["speech"].written(word) for word in vocabulary}
 
 
 def test_every_word_is_one_token(scripts):
@@ -118,11 +130,15 @@ def test_a_score_counts_what_is_nearer_with_the_adapter(scripts):
         read(f"{name}_00.flac") for name in ("new_voice/audio/judged", "judged/audio/low_3", "judged/audio/high_2")
     )
 
-    def said(waveform: np.ndarray):
-        return judge.Said(number=0, speaker="new", waveform=waveform, target=new, ended=True)
+    def said(waveform: np.ndarray, number: int = 0):
+        return judge.Said(number=number, speaker="new", waveform=waveform, target=new, ended=True)
 
-    assert judge.judge_pitch([said(new), said(low)], [said(high), said(high)]) == judge.Score(1, 2)
+    assert judge.judge_pitch([said(new), said(low, 1)], [said(high), said(high, 1)]) == judge.Score(1, 2)
     assert judge.judge_spectrum([said(new)], [said(high)]) == judge.Score(1, 1)
+    silence = np.zeros(0, np.float32)
     for measure in (judge.judge_pitch, judge.judge_spectrum):
-        assert measure([said(new)], [said(np.zeros(0, np.float32))]) == judge.Score(1, 1)
-        assert measure([said(np.zeros(0, np.float32))], [said(low)]) == judge.Score(0, 1)
+        assert measure([said(new)], [said(silence)]) == judge.Score(1, 1)
+        assert measure([said(silence)], [said(low)]) == judge.Score(0, 1)
+        base = [said(new), said(high), said(silence)]  # of draws, the median counts: near it once is chance
+        assert measure([said(low), said(new), said(new)], base) == judge.Score(1, 1)
+        assert measure([said(low), said(silence), said(new)], base) == judge.Score(0, 1)
