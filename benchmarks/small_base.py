@@ -6,7 +6,7 @@
 mistakes: the small base forgets its audio embeddings and its audio head (random again) and learns them anew on 2,000
     utterances, with a mistake of public trainers planted each time and once with none; then it speaks the 40 judged
     sentences.
-adapters: settings of the quickstart's training (30 recordings of a new voice), 10 sentences spoken by each adapter.
+adapters: settings of the quickstart's training (40 recordings of a new voice), 10 sentences spoken by each adapter.
 
 Judged as examples/small_base/judge.py does. Every training is a process of its own; what is there already is kept.
 """
@@ -82,11 +82,11 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "text weight 0.1": {"loss.text_weight": 0.1},
     "rank 4": {"lora.rank": 4, "lora.alpha": 8},
     "rank 64": {"lora.rank": 64, "lora.alpha": 128},
-    "learning rate 1e-4": {"optim.learning_rate": 1e-4},
+    "learning rate 2.5e-4": {"optim.learning_rate": 2.5e-4},
     "learning rate 1e-3": {"optim.learning_rate": 1e-3},
     "no reference 0.2": {"data.drop_reference": 0.2},
-    "other references": {"data.reference": "redraw"},
-    "whole head": {"lora.modules_to_save": "[audio_head, audio_embeddings]"},
+    "one reference": {"data.reference": "as_is"},
+    "LoRA alone": {"lora.modules_to_save": "[]"},
 }
 
 
