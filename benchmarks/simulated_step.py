@@ -111,8 +111,8 @@ def simulate(setting: Setting, *, change: Callable[[torch.nn.Module], None] | No
         loss_function, estimated = _build_step(setting, peft_model, batch, mode)
         account = mode.account
         account.forget_work()
-        before = account.alive
         with _earlier_garbage_left(), mode:
+            before = account.alive
             loss = loss_function()
             forward = _summary(account)
             gc.collect()
