@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import listening
 import numpy as np
@@ -27,7 +28,7 @@ import soundfile
 from ds_higgs.commands.generate import SpeechOptions, VoiceOptions, load_voice, speak_manifest
 from ds_higgs.commands.voice import Voice
 from ds_higgs.data.codec.source import AudioCodec
-from ds_higgs.model.generation import Sampling
+from ds_higgs.model.generation import GREEDY, Sampling
 
 HERE = Path(__file__).parent
 JUDGED, NEW_VOICE = HERE / "judged" / "judged.json", HERE / "new_voice" / "val.json"
@@ -123,12 +124,14 @@ def read(file: Path) -> np.ndarray:
     return soundfile.read(file, dtype="float32")[0]
 
 
-def speak(voice: Voice, manifest: Path, out: Path, *, count: int | None, draws: int = 1) -> list[Said]:
+def speak(
+    voice: Voice, manifest: Path, out: Path, *, count: int | None, draws: int = 1, sampling: Sampling | None = None
+) -> list[Said]:
     """What `voice` says to the first `count` prompts of a manifest (None: all), `draws` times; WAVs go to `out`."""
     samples = json.loads(manifest.read_text(encoding="utf-8"))
     said = []
     for seed in range(draws):
-        speech = SpeechOptions(sampling=Sampling(), seed=seed, max_seconds=MAX_SECONDS)
+        speech = SpeechOptions(sampling=sampling or Sampling(), seed=seed, max_seconds=MAX_SECONDS)
         for row in speak_manifest(manifest, out / str(seed), voice=voice, speech=speech, count=count):
             sample = samples[int(row["sample_id"].rpartition(":")[2])]
             target = manifest.parent / sample["messages"][-1]["content"]["audio_url"]
@@ -144,19 +147,23 @@ def load(base: Path, adapter: Path | None, cache_dir: Path) -> Voice:
     return load_voice(options)[0]
 
 
-def judge(base: Path, adapter: Path | None, out: Path, *, count: int | None, draws: int = 1) -> dict[str, Score]:
-    """All measures that apply; what is spoken goes to folders of `out`."""
+def judge(base: Path, adapter: Path | None, out: Path, **speaking: Any) -> dict[str, Score]:
+    """All measures that apply; what is spoken goes to folders of `out`.
+
+    Args:
+        speaking: of `speak`.
+    """
     voice = load(base, None, out / "codes")
     if adapter is None:
-        said = speak(voice, JUDGED, out / "base", count=count, draws=draws)
+        said = speak(voice, JUDGED, out / "base", **speaking)
         recordings = [read(file) for speaker in ("low_3", "high_2") for file in rivals(speaker)]
         return {
             "codec": judge_codec(voice.codec, recordings),
             "words": judge_words(said),
             "ends": judge_ends(said),
         }
-    said = speak(voice, NEW_VOICE, out / "base", count=count, draws=draws)
-    adapted = speak(load(base, adapter, out / "codes"), NEW_VOICE, out / "adapter", count=count, draws=draws)
+    said = speak(voice, NEW_VOICE, out / "base", **speaking)
+    adapted = speak(load(base, adapter, out / "codes"), NEW_VOICE, out / "adapter", **speaking)
     return {
         "words without": judge_words(said),
         "words": judge_words(adapted),
@@ -172,12 +179,18 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, help="a run or adapter that was trained on new_voice/")
     parser.add_argument("--count", type=int, help="prompts to speak (default: all)")
     parser.add_argument("--draws", type=int, default=1, help="times that each is spoken (default: 1)")
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest code, always: nothing by chance")
     parser.add_argument("--out", type=Path, help="keep what was spoken in this folder")
     parser.add_argument("--json", type=Path, help="write the scores to this file too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scores = judge(
-            options.base, options.adapter, options.out or Path(folder), count=options.count, draws=options.draws
+            options.base,
+            options.adapter,
+            options.out or Path(folder),
+            count=options.count,
+            draws=options.draws,
+            sampling=GREEDY if options.greedy else None,
         )
     for name, score in scores.items():
         print(f"{name:16} {score}")
