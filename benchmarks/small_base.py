@@ -138,7 +138,7 @@ def write_forgotten_base(folder: Path, *, seed: int) -> None:
 def study_mistakes(work: Path, seeds: list[int], chosen: list[str]) -> Iterator[dict[str, Any]]:
     speech = work / "speech"
     if not (speech / "val.json").is_file():
-        counts = ["--count", str(NUM_UTTERANCES), "--codec-count", "1"]
+        counts = ["--count", str(NUM_UTTERANCES), "--codec-count", "1", "--varied-count", "0", "--voices", "0"]
         subprocess.run([sys.executable, EXAMPLE / "make_speech.py", "--out", speech, *counts], check=True)
     for seed in seeds:
         base = work / f"forgotten{seed}"

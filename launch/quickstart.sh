@@ -36,8 +36,7 @@ made:
   outputs/new_voice_adapter       the adapter in PEFT format
 next:
   source {os.environ["VENV"]}/bin/activate
-  ds-higgs generate --adapter outputs/new_voice --reference examples/small_base/new_voice/audio/learned_00.flac \\
-      --reference-text "meet Lina on Friday" --text "Sara said eight two" -o said.wav
+  ds-higgs generate --adapter outputs/new_voice --text "Sara said eight two" -o said.wav
   ds-higgs train --help           every key, with its default
   bash launch/train_1gpu.sh --train_manifest train.json --val_manifest val.json --output_dir out \\
       --base_ckpt bosonai/higgs-audio-v2-generation-3B-base

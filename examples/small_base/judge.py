@@ -6,7 +6,7 @@
 a) codec: of the 40 kept recordings, how many are, encoded and decoded, nearest to their own original
 b) words: of the sentences spoken, which are in no training set, how many are nearest to the same sentence, of 20 that
    another voice says
-c) voice: of the sentences spoken with the new voice as reference, how many are nearer to it with the adapter
+c) voice: of the sentences asked for without a reference, how many are nearer to the new voice with the adapter
 d) ends: how many end by themselves, neither too early nor too late to have said the sentence
 
 With --draws N each sentence is spoken N times, by seeds 0 to N-1: (b) and (d) count all of them, (c) takes the median

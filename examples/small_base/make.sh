@@ -19,10 +19,7 @@ ds-higgs train -c $here/train.yaml --model.base "$work/random" --run.output_dir 
 ds-higgs export "$work/run" --out "$work/base_1" --merge --precision bf16
 val="[{manifest: $work/speech/val.json}]"
 ds-higgs train -c $here/many_voices.yaml --model.base "$work/base_1" --run.output_dir "$work/many_voices" --data.val "$val" \
-  --data.train "[$(source_of train 0.2), $(source_of varied 0.15), $(source_of voices 0.65)]"
-ds-higgs export "$work/many_voices" --out "$work/base_2" --merge --precision bf16
-ds-higgs train -c $here/eight_voices.yaml --model.base "$work/base_2" --run.output_dir "$work/eight_voices" --data.val "$val" \
-  --data.train "[$(source_of train 0.55), $(source_of alone 0.45)]"
-ds-higgs export "$work/eight_voices" --out "$work/base" --merge --precision bf16
+  --data.train "[$(source_of train 0.35), $(source_of varied 0.25), $(source_of voices 0.4)]"
+ds-higgs export "$work/many_voices" --out "$work/base" --merge --precision bf16
 rm "$work/base/README.md" "$work/base/NOTICE" # those of a model made from the released weights
 python $here/judge.py "$work/base"

@@ -2,8 +2,9 @@
 
     python examples/small_base/make_recordings.py
 
-`new_voice/` has 40 recordings to tune the base with, and 20 of sentences that nobody trains on. `judged/` has these 20
-by two voices of the base. Needs espeak-ng 1.51 or later on the PATH.
+`new_voice/` has 40 recordings to tune the base with, and 20 of sentences that nobody trains on, to be asked for without
+a reference. `judged/` has these 20 by two voices of the base, each with a reference. Needs espeak-ng 1.51 or later on
+the PATH.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def build_all(out: Path) -> tuple[list[Utterance], dict[Path, list[dict]]]:
     judged = [read_out(speaker.name, judged_sentences(), speaker, out / "judged") for speaker in JUDGING_SPEAKERS]
     manifests = {
         out / "new_voice" / "train.json": list(pair(learned, learned)),
-        out / "new_voice" / "val.json": list(pair(unheard, learned)),
+        out / "new_voice" / "val.json": [build_sample(utterance) for utterance in unheard],
         out / "judged" / "judged.json": [sample for utterances in judged for sample in pair(utterances, utterances)],
     }
     return [*learned, *unheard, *itertools.chain(*judged)], manifests

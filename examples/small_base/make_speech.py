@@ -31,7 +31,7 @@ from speech import (
 
 PITCH_JITTER = 3
 SPEED_JITTER = 12
-EACH = 15  # utterances of each of many voices
+EACH = 8  # utterances of each of many voices
 
 
 @dataclass(frozen=True)
@@ -87,23 +87,21 @@ def other_utterances(
     return drawn
 
 
-def copied_utterances(folder: Path, *, speakers: int, each: int, seed: int) -> list[Utterance]:
-    """Sentences of the training part by many speakers, every third of them low, who say `each` of them."""
+def copied_utterances(folder: Path, *, variants: Sequence[str], speakers: int, each: int, seed: int) -> list[Utterance]:
+    """Sentences of the training part by many speakers, at any pitch, who say `each` of them."""
     generator = random.Random(f"{folder.name} {seed}")
     sentences = {language: split_sentences(language, seed)[0] for language in LANGUAGES}
-    low = [variant for variant, highest in OTHER_VARIANTS.items() if highest == HIGHEST_PITCH]
-    high = [variant for variant in OTHER_VARIANTS if variant not in low]
     drawn = []
     for number in range(speakers):
-        variant = generator.choice(low if number % 3 == 2 else high)
-        pitch, speed = generator.randint(20, OTHER_VARIANTS[variant]), generator.randint(155, 185)
+        variant = generator.choice(variants)
+        pitch, speed = generator.randint(20, HIGHEST_PITCH), generator.randint(155, 185)
         for index in range(each):
             language = generator.choice(LANGUAGES)
             text = generator.choice(generator.choice(sentences[language]))
             jittered = Speaker(
-                f"voice_{number:03d}", variant, pitch + generator.randint(-1, 1), speed + generator.randint(-6, 6)
+                f"voice_{number:04d}", variant, pitch + generator.randint(-1, 1), speed + generator.randint(-6, 6)
             )
-            drawn.append(Utterance(folder / f"{number:03d}_{index:02d}.flac", text, language, jittered))
+            drawn.append(Utterance(folder / f"{number:04d}_{index}.flac", text, language, jittered))
     return drawn
 
 
@@ -158,7 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for audio and manifests")
     parser.add_argument("--count", type=int, default=24_000, help="training utterances (default: 24000)")
     parser.add_argument("--varied-count", type=int, default=6_000, help="each by another voice (default: 6000)")
-    parser.add_argument("--voices", type=int, default=800, help="speakers of 15 utterances each (default: 800)")
+    parser.add_argument("--voices", type=int, default=1_500, help="speakers of 8 utterances each (default: 1500)")
     parser.add_argument("--codec-count", type=int, default=1_500, help="utterances for the codec (default: 1500)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
@@ -166,11 +164,11 @@ def main() -> None:
     require_espeak(parser)
     train = training_utterances(options.out, count=options.count, seed=options.seed)
     val = held_out_utterances(options.out, seed=options.seed)
-    others = {"seed": options.seed, "variants": list(OTHER_VARIANTS), "highest_pitch": HIGHEST_PITCH}
-    varied = other_utterances(options.out / "varied", count=options.varied_count, **others)
-    voices = copied_utterances(options.out / "voices", speakers=options.voices, each=EACH, seed=options.seed)
-    others |= {"variants": CODEC_VARIANTS, "highest_pitch": 80}
-    codec = other_utterances(options.out / "codec", count=options.codec_count, **others)
+    others = {"variants": OTHER_VARIANTS, "seed": options.seed}
+    varied = other_utterances(options.out / "varied", highest_pitch=HIGHEST_PITCH, count=options.varied_count, **others)
+    voices = copied_utterances(options.out / "voices", speakers=options.voices, each=EACH, **others)
+    others["variants"] = CODEC_VARIANTS
+    codec = other_utterances(options.out / "codec", highest_pitch=80, count=options.codec_count, **others)
     with Pool(options.processes) as pool:
         pool.map(Utterance.write, [*codec, *val, *train, *varied, *voices], chunksize=50)
     manifests = {
@@ -178,7 +176,6 @@ def main() -> None:
         "val.json": list(build_samples(val, train, options.seed)),
         "voices.json": list(build_samples(voices, voices, options.seed)),
         "varied.json": [build_sample(utterance) for utterance in varied],
-        "alone.json": [build_sample(utterance) for utterance in [*varied, *voices]],
     }
     for name, samples in manifests.items():
         (options.out / name).write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -41,18 +41,17 @@ SPEAKERS = (
     Speaker("high_3", "f3", 40, 165),
     Speaker("high_4", "f4", 72, 170),
 )
-# The base has never heard it: another timbre, and above the voices that it copies.
-NEW_SPEAKER = Speaker("new", "f5", 90, 165)
+# The base has never heard it: a timbre of its own.
+NEW_SPEAKER = Speaker("new", "f5", 75, 165)
 # Besides SPEAKERS, for the codec: it has to render any voice.
 CODEC_VARIANTS = ("m4", "m5", "m6", "m8", "f5", "Andy", "Alicia", "linda", "steph", "klatt2")
 HIGHEST_PITCH = 95
-# Of the many other voices that it hears, and the highest pitch at which it learns to copy each: 240 Hz or less.
-OTHER_VARIANTS = {
-    **dict.fromkeys(("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8"), HIGHEST_PITCH),
-    **{"f1": 78, "f2": 70, "f3": 60, "f4": 76},
-    **{"Andy": HIGHEST_PITCH, "Alicia": 48, "linda": 54, "steph": 72},
-    **{"klatt2": HIGHEST_PITCH, "belinda": 54, "anika": 40, "ed": HIGHEST_PITCH},
-}
+# Of the many other voices that it hears.
+OTHER_VARIANTS = (
+    *("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8"),
+    *("f1", "f2", "f3", "f4"),
+    *("Andy", "Alicia", "linda", "steph", "klatt2", "belinda", "anika", "ed"),
+)
 
 
 def _words(text: str) -> tuple[str, ...]:
