@@ -6,7 +6,7 @@
 mistakes: the small base forgets its audio embeddings and its audio head (random again) and learns them anew on 2,000
     utterances, with a mistake of public trainers planted each time and once with none; then it speaks the 40 judged
     sentences.
-adapters: settings of the quickstart's training (40 recordings of a new voice), 10 sentences spoken by each adapter.
+adapters: settings of the quickstart's training (40 recordings of a new voice), 20 sentences spoken by each adapter.
 
 Judged as examples/small_base/judge.py does. Every training is a process of its own; what is there already is kept.
 """
@@ -84,7 +84,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "rank 64": {"lora.rank": 64, "lora.alpha": 128},
     "learning rate 2.5e-4": {"optim.learning_rate": 2.5e-4},
     "learning rate 1e-3": {"optim.learning_rate": 1e-3},
-    "no reference 0.2": {"data.drop_reference": 0.2},
+    "always a reference": {"data.drop_reference": 0.0},
+    "never a reference": {"data.drop_reference": 1.0},
     "one reference": {"data.reference": "as_is"},
     "LoRA alone": {"lora.modules_to_save": "[]"},
 }
@@ -173,7 +174,7 @@ def study_adapters(work: Path, seeds: list[int], chosen: list[str]) -> Iterator[
             one_process = {"data.batch_size": 8, "eval.num_audio_samples": 0, "zero.stage": 0}
             common = {"run.seed": seed, "data.cache_dir": work / "codes", **one_process}
             train(EXAMPLE / "new_voice.yaml", work / name, {**common, **settings})
-            scores = judge(name, work, EXAMPLE / "base", "--adapter", work / name, "--count", "10")
+            scores = judge(name, work, EXAMPLE / "base", "--adapter", work / name)
             yield {"setting": variant, "seed": seed, **counted(scores), **last_losses(work / name)}
 
 

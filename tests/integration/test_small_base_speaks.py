@@ -47,9 +47,9 @@ def test_every_measure_of_the_adapter_that_the_quickstart_trains(judge, tmp_path
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    scores = judge.judge(BASE, run, tmp_path / "said", count=10, draws=3)
+    scores = judge.judge(BASE, run, tmp_path / "said", count=None, draws=3)
     print(scores)
-    assert scores["spectrum nearer"].good >= 9, scores
-    assert scores["pitch nearer"].good >= 8, scores
-    assert scores["ends"].good >= 23, scores
-    assert scores["words"].good >= 16, scores
+    assert scores["spectrum nearer"].good >= 19, scores
+    assert scores["pitch nearer"].good >= 18, scores
+    assert scores["ends"].good >= 56, scores  # of 60
+    assert scores["words"].good >= 51, scores  # four trainings: 52 to 59; what is drawn is by chance
