@@ -9,7 +9,7 @@ import argparse
 import json
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import Pool
 from pathlib import Path
@@ -54,9 +54,8 @@ def training_utterances(folder: Path, *, count: int, seed: int) -> list[Utteranc
     generator = random.Random(f"training {seed}")
     drawn = []
     for index in range(count):
-        language = generator.choice(LANGUAGES)
-        text = generator.choice(generator.choice(sentences[language]))
-        speaker = _jittered(SPEAKERS[index % len(SPEAKERS)], generator)
+        text, language = _any_sentence(sentences, generator)
+        speaker = _jittered(SPEAKERS[index % len(SPEAKERS)], generator, pitch=PITCH_JITTER, speed=SPEED_JITTER)
         drawn.append(Utterance(folder / "train" / f"{index:05d}.flac", text, language, speaker))
     return drawn
 
@@ -78,8 +77,7 @@ def other_utterances(
     sentences = {language: split_sentences(language, seed)[0] for language in LANGUAGES}
     drawn = []
     for index in range(count):
-        language = generator.choice(LANGUAGES)
-        text = generator.choice(generator.choice(sentences[language]))
+        text, language = _any_sentence(sentences, generator)
         variant = generator.choice(variants)
         pitch, speed = generator.randint(20, highest_pitch), generator.randint(150, 190)
         speaker = Speaker(f"{folder.name}_{index:05d}", variant, pitch, speed)
@@ -87,29 +85,34 @@ def other_utterances(
     return drawn
 
 
-def copied_utterances(folder: Path, *, variants: Sequence[str], speakers: int, each: int, seed: int) -> list[Utterance]:
+def copied_utterances(folder: Path, *, speakers: int, each: int, seed: int) -> list[Utterance]:
     """Sentences of the training part by many speakers, at any pitch, who say `each` of them."""
     generator = random.Random(f"{folder.name} {seed}")
     sentences = {language: split_sentences(language, seed)[0] for language in LANGUAGES}
     drawn = []
     for number in range(speakers):
-        variant = generator.choice(variants)
+        variant = generator.choice(OTHER_VARIANTS)
         pitch, speed = generator.randint(20, HIGHEST_PITCH), generator.randint(155, 185)
+        speaker = Speaker(f"voice_{number:04d}", variant, pitch, speed)
         for index in range(each):
-            language = generator.choice(LANGUAGES)
-            text = generator.choice(generator.choice(sentences[language]))
-            jittered = Speaker(
-                f"voice_{number:04d}", variant, pitch + generator.randint(-1, 1), speed + generator.randint(-6, 6)
-            )
+            text, language = _any_sentence(sentences, generator)
+            jittered = _jittered(speaker, generator, pitch=1, speed=6)
             drawn.append(Utterance(folder / f"{number:04d}_{index}.flac", text, language, jittered))
     return drawn
 
 
-def _jittered(speaker: Speaker, generator: random.Random) -> Speaker:
+def _any_sentence(
+    sentences: Mapping[Language, Sequence[Sequence[str]]], generator: random.Random
+) -> tuple[str, Language]:
+    language = generator.choice(LANGUAGES)
+    return generator.choice(generator.choice(sentences[language])), language
+
+
+def _jittered(speaker: Speaker, generator: random.Random, *, pitch: int, speed: int) -> Speaker:
     return replace(
         speaker,
-        pitch=speaker.pitch + generator.randint(-PITCH_JITTER, PITCH_JITTER),
-        speed=speaker.speed + generator.randint(-SPEED_JITTER, SPEED_JITTER),
+        pitch=speaker.pitch + generator.randint(-pitch, pitch),
+        speed=speaker.speed + generator.randint(-speed, speed),
     )
 
 
@@ -164,11 +167,14 @@ def main() -> None:
     require_espeak(parser)
     train = training_utterances(options.out, count=options.count, seed=options.seed)
     val = held_out_utterances(options.out, seed=options.seed)
-    others = {"variants": OTHER_VARIANTS, "seed": options.seed}
-    varied = other_utterances(options.out / "varied", highest_pitch=HIGHEST_PITCH, count=options.varied_count, **others)
-    voices = copied_utterances(options.out / "voices", speakers=options.voices, each=EACH, **others)
-    others["variants"] = CODEC_VARIANTS
-    codec = other_utterances(options.out / "codec", highest_pitch=80, count=options.codec_count, **others)
+    voices = copied_utterances(options.out / "voices", speakers=options.voices, each=EACH, seed=options.seed)
+    varied, codec = (
+        other_utterances(options.out / name, variants=variants, highest_pitch=highest, count=count, seed=options.seed)
+        for name, variants, highest, count in (
+            ("varied", OTHER_VARIANTS, HIGHEST_PITCH, options.varied_count),
+            ("codec", CODEC_VARIANTS, 80, options.codec_count),
+        )
+    )
     with Pool(options.processes) as pool:
         pool.map(Utterance.write, [*codec, *val, *train, *varied, *voices], chunksize=50)
     manifests = {

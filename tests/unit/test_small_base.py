@@ -48,7 +48,7 @@ def test_nothing_that_is_judged_is_ever_trained_on(scripts):
     utterances = [
         *build.training_utterances(FOLDER, count=24_000, seed=0),
         *build.other_utterances(FOLDER, variants=build.OTHER_VARIANTS, highest_pitch=95, count=2_000, seed=0),
-        *build.copied_utterances(FOLDER, variants=build.OTHER_VARIANTS, speakers=400, each=8, seed=0),
+        *build.copied_utterances(FOLDER, speakers=400, each=8, seed=0),
     ]
     learned = {scripts["speech"].written(one.text) for one in utterances}
     assert len(learned) > 5_000
