@@ -35,6 +35,7 @@ JUDGED, NEW_VOICE = HERE / "judged" / "judged.json", HERE / "new_voice" / "val.j
 # Whose recordings tell what a voice has said.
 RIVALS = {"low_3": "judged/audio/high_2", "high_2": "judged/audio/low_3", "new": "judged/audio/high_2"}
 MAX_SECONDS = 6.0
+SAMPLED = Sampling()  # as `ds-higgs generate` does
 # Of the recording's length by the voice that was asked for; between the kept voices it is 0.8 to 1.24.
 SHORTEST, LONGEST = 0.7, 1.4
 
@@ -125,13 +126,13 @@ def read(file: Path) -> np.ndarray:
 
 
 def speak(
-    voice: Voice, manifest: Path, out: Path, *, count: int | None, draws: int = 1, sampling: Sampling | None = None
+    voice: Voice, manifest: Path, out: Path, *, count: int | None, draws: int = 1, sampling: Sampling = SAMPLED
 ) -> list[Said]:
     """What `voice` says to the first `count` prompts of a manifest (None: all), `draws` times; WAVs go to `out`."""
     samples = json.loads(manifest.read_text(encoding="utf-8"))
     said = []
     for seed in range(draws):
-        speech = SpeechOptions(sampling=sampling or Sampling(), seed=seed, max_seconds=MAX_SECONDS)
+        speech = SpeechOptions(sampling=sampling, seed=seed, max_seconds=MAX_SECONDS)
         for row in speak_manifest(manifest, out / str(seed), voice=voice, speech=speech, count=count):
             sample = samples[int(row["sample_id"].rpartition(":")[2])]
             target = manifest.parent / sample["messages"][-1]["content"]["audio_url"]
@@ -190,7 +191,7 @@ def main() -> None:
             options.out or Path(folder),
             count=options.count,
             draws=options.draws,
-            sampling=GREEDY if options.greedy else None,
+            sampling=GREEDY if options.greedy else SAMPLED,
         )
     for name, score in scores.items():
         print(f"{name:16} {score}")
